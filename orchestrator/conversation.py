@@ -1,0 +1,63 @@
+"""What a model is told and what it says, in no provider's words but its own.
+
+A conversation is a tuple of entries. What the model said is kept verbatim, block by block, because thinking
+blocks must be sent back untouched; everything else is ours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+Block: TypeAlias = Mapping[str, object]
+"""One content block of a reply, as JSON. Its shape is that of the Messages API: `type` is `text`, `tool_use`,
+`thinking`, ... A client of another API translates to it."""
+
+
+class StopReason(Enum):
+    """Why a model stopped writing."""
+
+    END_TURN = "end_turn"
+    TOOL_USE = "tool_use"
+    MAX_TOKENS = "max_tokens"
+    STOP_SEQUENCE = "stop_sequence"
+    REFUSAL = "refusal"
+    WINDOW_FULL = "model_context_window_exceeded"
+    OTHER = "other"
+    """Anything a provider adds later; treated like the end of the turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Text we send: the task, or a note."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model said, verbatim."""
+
+    content: tuple[Block, ...]
+    stop: StopReason
+
+    @property
+    def text(self) -> str:
+        """The text blocks, joined; thinking is not text."""
+        return "".join(str(block["text"]) for block in self.content if block.get("type") == "text")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReport:
+    """The result of one tool call of the reply before it."""
+
+    call_id: str
+    text: str
+    is_error: bool = False
+
+
+Entry: TypeAlias = Told | Reply | ToolReport
+Conversation: TypeAlias = tuple[Entry, ...]
+
+PYTHON_TOOL = "python"
+"""The one tool: a cell, in its string argument `code`."""
