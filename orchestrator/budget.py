@@ -1,0 +1,274 @@
+"""Budgets of one run tree: accounts, holds, and who may go next.
+
+Rules. They live in this file and nowhere else:
+
+1. Nothing is spent without a hold, and a hold is taken on an account and all its ancestors, or on none.
+2. On every account, at every instant: used + held <= limit. Used is what was *confirmed* by a provider plus
+   what is *unconfirmed*: the whole hold of an attempt whose bill nobody knows.
+3. A provider may bill more than was held. The tokens are gone, so they count as used; the excess is recorded
+   apart as *overdraft*, and rule 2 reads used + held <= limit + overdraft. The next hold sees it.
+4. A hold is settled exactly once.
+5. Too little left even if every open hold came back: refused, and the outermost such account is named.
+   Too little only because of holds: the request waits, holding nothing. Requests that are short on the same
+   account are served first in, first out; one that is short elsewhere does not stand in their way.
+6. An explicit `max_tokens` is never changed. A default shrinks to what is left with no hold open, to no less
+   than a stated least; then it waits for that much.
+7. A part of an account can be *kept*: it counts as used for everybody but the root's last answer.
+8. A limit can be lowered by a child and never raised by one: a child's limit only adds an account below its
+   parent's.
+
+Plain synchronous code: no await, no I/O, no clock. One event-loop thread calls it, hence no lock.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from orchestrator.errors import BudgetExceededError, InvariantError
+
+UNLIMITED = 1 << 62
+"""A limit nobody reaches; keeps the arithmetic free of None."""
+
+
+class Amounts(NamedTuple):
+    """What a limit can be put on. Whole, non-negative units."""
+
+    tokens: int = 0
+    cost_microusd: int = 0
+    calls: int = 0
+    child_runs: int = 0
+
+    def plus(self, other: "Amounts") -> "Amounts":
+        """The sum, unit by unit."""
+        return Amounts(
+            self.tokens + other.tokens,
+            self.cost_microusd + other.cost_microusd,
+            self.calls + other.calls,
+            self.child_runs + other.child_runs,
+        )
+
+    def minus(self, other: "Amounts") -> "Amounts":
+        """The difference, unit by unit; may be negative."""
+        return Amounts(
+            self.tokens - other.tokens,
+            self.cost_microusd - other.cost_microusd,
+            self.calls - other.calls,
+            self.child_runs - other.child_runs,
+        )
+
+    def above_zero(self) -> "Amounts":
+        """Negative units as zero."""
+        return Amounts(*(max(0, amount) for amount in self))
+
+    def fits(self, room: "Amounts") -> bool:
+        """Whether every unit is at most that of `room`."""
+        return (
+            self.tokens <= room.tokens
+            and self.cost_microusd <= room.cost_microusd
+            and self.calls <= room.calls
+            and self.child_runs <= room.child_runs
+        )
+
+
+ZERO = Amounts()
+
+
+class Account:
+    """One limit and what was used of it. Made by `Ledger`; read by anybody, written by the ledger alone."""
+
+    __slots__ = ("confirmed", "held", "kept", "limit", "overdraft", "path", "scope", "unconfirmed")
+
+    def __init__(self, scope: str, limit: Amounts, parent: "Account | None") -> None:
+        self.scope = scope
+        self.limit = limit
+        self.path: tuple[Account, ...] = (*parent.path, self) if parent else (self,)
+        """From the outermost account to this one."""
+        self.confirmed = ZERO
+        self.unconfirmed = ZERO
+        self.held = ZERO
+        self.kept = ZERO
+        self.overdraft = ZERO
+
+    def used(self) -> Amounts:
+        """Confirmed and unconfirmed."""
+        return self.confirmed.plus(self.unconfirmed)
+
+    def left_without_holds(self, *, last_answer: bool) -> Amounts:
+        """What there would be if every open hold came back whole."""
+        left = self.limit.minus(self.confirmed).minus(self.unconfirmed)
+        return left if last_answer else left.minus(self.kept)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ask:
+    """What a model call would have to hold: a fixed part, and output that may be negotiable (rule 6)."""
+
+    fixed: Amounts
+    """The input's upper bound, its price, and the call itself."""
+    output_tokens: int = 0
+    least_output_tokens: int = 0
+    """Equal to `output_tokens` when the caller asked for exactly that."""
+    output_microusd_per_mtok: int = 0
+    keep: Amounts | None = None
+    """What the account keeps for the last answer once this is granted; None leaves it as it is. It must fit
+    beside the hold, else the call could eat what it is meant to leave."""
+    last_answer: bool = False
+    """May use what is kept."""
+
+    def at(self, output_tokens: int) -> Amounts:
+        """The hold with so much output."""
+        cost = -(-output_tokens * self.output_microusd_per_mtok // 1_000_000)
+        return self.fixed.plus(Amounts(tokens=output_tokens, cost_microusd=cost))
+
+    def most_output(self, room: Amounts) -> int:
+        """The most output, up to what was asked, whose hold fits into `room`; negative when none does."""
+        spare = room.minus(self.fixed)
+        if min(spare) < 0:
+            return -1
+        most = min(self.output_tokens, spare.tokens)
+        if self.output_microusd_per_mtok:
+            most = min(most, spare.cost_microusd * 1_000_000 // self.output_microusd_per_mtok)
+        return most
+
+
+class Standing(Enum):
+    """Where a request for a hold stands."""
+
+    WAITING = "waiting"
+    GRANTED = "granted"
+    REFUSED = "refused"
+    WITHDRAWN = "withdrawn"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request for a hold, and the hold once it is granted."""
+
+    account: Account
+    ask: Ask
+    on_decided: "Callable[[Request], None] | None" = None
+    """Called once, when a request that had to wait is granted or refused."""
+    standing: Standing = Standing.WAITING
+    amounts: Amounts = ZERO
+    """What it holds; before the grant, what it waits for."""
+    output_tokens: int = 0
+    """The output that `amounts` pays for."""
+    refusal: BudgetExceededError | None = None
+    settled: bool = False
+
+
+@dataclass(slots=True)
+class Ledger:
+    """All accounts of one run tree and the requests that wait for holds."""
+
+    waiting: list[Request] = field(default_factory=list)
+
+    def open_account(self, scope: str, limit: Amounts, parent: Account | None = None) -> Account:
+        """An account below `parent`. Its limit can only add to the parent's, never lift it."""
+        return Account(scope, limit, parent)
+
+    def request(
+        self, account: Account, ask: Ask, on_decided: Callable[[Request], None] | None = None
+    ) -> Request:
+        """Ask for a hold. The request comes back granted, refused, or waiting."""
+        request = Request(account, ask, on_decided)
+        blocked = {short for waiter in self.waiting for short in self._short_of_room(waiter)}
+        if not self._decide(request, blocked):
+            self.waiting.append(request)
+        return request
+
+    def withdraw(self, request: Request) -> None:
+        """Give up waiting. Those behind may go on."""
+        if request.standing is Standing.WAITING:
+            request.standing = Standing.WITHDRAWN
+            self.waiting.remove(request)
+            self._serve_waiting()
+
+    def settle(self, request: Request, *, confirmed: Amounts = ZERO, unconfirmed: Amounts = ZERO) -> None:
+        """Turn a hold into what was billed. The rest comes back, and those who waited for it are decided.
+
+        Args:
+            request: A granted request, settled by nobody yet.
+            confirmed: What the provider said it billed; may exceed the hold (rule 3).
+            unconfirmed: What it may have billed; never more than the hold.
+
+        Raises:
+            InvariantError: The request holds nothing, was settled before, or `unconfirmed` exceeds the hold.
+        """
+        if request.standing is not Standing.GRANTED or request.settled:
+            raise InvariantError("a hold is settled exactly once")
+        if not unconfirmed.fits(request.amounts):
+            raise InvariantError("an unconfirmed bill is at most its hold")
+        request.settled = True
+        over = confirmed.plus(unconfirmed).minus(request.amounts).above_zero()
+        for account in request.account.path:
+            account.held = account.held.minus(request.amounts)
+            account.confirmed = account.confirmed.plus(confirmed)
+            account.unconfirmed = account.unconfirmed.plus(unconfirmed)
+            account.overdraft = account.overdraft.plus(over)
+        self._serve_waiting()
+
+    def raise_limit(self, account: Account, limit: Amounts) -> None:
+        """Give an account a higher limit: a tenant's port granted more. Those who waited are decided."""
+        if not account.limit.fits(limit):
+            raise InvariantError("a limit is only ever raised")
+        account.limit = limit
+        self._serve_waiting()
+
+    def _decide(self, request: Request, blocked: set[Account]) -> bool:
+        """Grant or refuse the request, or leave it waiting; whether it was decided."""
+        ask = request.ask
+        output = ask.output_tokens
+        for account in request.account.path:
+            room = account.left_without_holds(last_answer=ask.last_answer)
+            if ask.keep is not None and account is request.account:
+                room = room.plus(account.kept).minus(ask.keep)
+            most = ask.most_output(room)
+            if most < ask.least_output_tokens:
+                request.standing = Standing.REFUSED
+                request.refusal = BudgetExceededError(
+                    account.scope, ask.at(ask.least_output_tokens)._asdict(), room.above_zero()._asdict()
+                )
+                return True
+            output = min(output, most)
+        request.output_tokens = output
+        request.amounts = ask.at(output)
+        if not blocked.isdisjoint(request.account.path) or self._short_of_room(request):
+            return False
+        for account in request.account.path:
+            account.held = account.held.plus(request.amounts)
+        if ask.keep is not None:
+            request.account.kept = ask.keep
+        request.standing = Standing.GRANTED
+        return True
+
+    def _short_of_room(self, request: Request) -> list[Account]:
+        """The accounts on the path where open holds stand in the way of the request."""
+        ask = request.ask
+        short = []
+        for account in request.account.path:
+            room = account.left_without_holds(last_answer=ask.last_answer).minus(account.held)
+            if ask.keep is not None and account is request.account:
+                room = room.plus(account.kept).minus(ask.keep)
+            if not request.amounts.fits(room):
+                short.append(account)
+        return short
+
+    def _serve_waiting(self) -> None:
+        """Decide, in order, all who can now be decided."""
+        if not self.waiting:
+            return
+        blocked: set[Account] = set()
+        decided: list[Request] = []
+        still_waiting: list[Request] = []
+        for request in self.waiting:
+            if self._decide(request, blocked):
+                decided.append(request)
+            else:
+                still_waiting.append(request)
+                blocked.update(self._short_of_room(request))
+        self.waiting = still_waiting
+        for request in decided:
+            if request.on_decided is not None:
+                request.on_decided(request)

@@ -1,0 +1,39 @@
+"""An upper bound of a request's input tokens, known before it is sent.
+
+Why bytes: a byte-level tokenizer never makes more tokens than there are bytes, because each merge only joins;
+those of the models we know all fall back to single bytes. So the UTF-8 bytes of everything that is sent,
+plus what the provider adds itself, can't be too low. It is about four times too high for English text; the
+ledger makes up for that by waiting for holds to come back, never by guessing (budget, rule 5).
+"""
+
+import json
+
+from orchestrator.conversation import Conversation, Reply, Told
+
+REQUEST_OVERHEAD_TOKENS = 64
+"""Framing of a request: role markers, beginning and end."""
+ENTRY_OVERHEAD_TOKENS = 32
+"""Framing of one entry: role, block type, tool call id."""
+TOOL_OVERHEAD_TOKENS = 1_600
+"""Our tool's schema and the instructions providers put beside tools (Anthropic documents up to some 700)."""
+
+
+def input_bound_tokens(system: str, conversation: Conversation, *, python_tool: bool) -> int:
+    """No provider can count more input tokens than this for such a request."""
+    bound = REQUEST_OVERHEAD_TOKENS + utf8_bytes(system)
+    if python_tool:
+        bound += TOOL_OVERHEAD_TOKENS
+    for entry in conversation:
+        bound += ENTRY_OVERHEAD_TOKENS
+        if isinstance(entry, Reply):
+            bound += sum(utf8_bytes(json.dumps(dict(block), ensure_ascii=False)) for block in entry.content)
+        elif isinstance(entry, Told):
+            bound += utf8_bytes(entry.text)
+        else:
+            bound += utf8_bytes(entry.text) + len(entry.call_id)
+    return bound
+
+
+def utf8_bytes(text: str) -> int:
+    """Length of the text on the wire. Lone surrogates are sent as `?`, one byte."""
+    return len(text.encode("utf-8", "replace"))

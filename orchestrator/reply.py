@@ -1,0 +1,88 @@
+"""What a model's reply asks for. Each odd reply has a defined meaning; none is guessed at."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from orchestrator.conversation import PYTHON_TOOL, Block, Reply, StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class WantsCell:
+    """Run this code. `not_run` are further tool calls of the same reply."""
+
+    call_id: str
+    code: str
+    not_run: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaysAnswer:
+    """A reply without a tool call: its text is the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadCall:
+    """A tool call that can't be run; the model is told why. `call_ids` are all calls of the reply."""
+
+    call_ids: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """It ran into the output limit without a tool call: not an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """Neither text nor a tool call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The provider's or the model's refusal. What was said may not be sent back."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFull:
+    """The conversation no longer fits into the model's window."""
+
+
+ReplyKind: TypeAlias = WantsCell | SaysAnswer | BadCall | CutOff | Empty | Refused | WindowFull
+
+CALL_CUT_OFF = (
+    "Your reply reached its output limit in the middle of this call, so the cell was NOT run. "
+    "Write a shorter cell, or split the work over several."
+)
+
+
+def read_reply(reply: Reply) -> ReplyKind:
+    """What the reply asks for."""
+    if reply.stop is StopReason.REFUSAL:
+        return Refused()
+    calls = [block for block in reply.content if block.get("type") == "tool_use"]
+    if calls:
+        return _read_calls(reply, calls)
+    if reply.stop is StopReason.WINDOW_FULL:
+        return WindowFull()
+    if reply.stop is StopReason.MAX_TOKENS:
+        return CutOff()
+    text = reply.text.strip()
+    return SaysAnswer(text) if text else Empty()
+
+
+def _read_calls(reply: Reply, calls: list[Block]) -> ReplyKind:
+    ids = tuple(str(call.get("id", "")) for call in calls)
+    # Only the last block of a reply can be cut, so an earlier call is whole and may run.
+    if reply.stop is not StopReason.TOOL_USE and len(calls) == 1:
+        return BadCall(ids, CALL_CUT_OFF)
+    first = calls[0]
+    if first.get("name") != PYTHON_TOOL:
+        return BadCall(ids, f"There is no such tool; the only one is `{PYTHON_TOOL}`.")
+    arguments = first.get("input")
+    code = arguments.get("code") if isinstance(arguments, dict) else None
+    if not isinstance(code, str):
+        return BadCall(ids, f"`{PYTHON_TOOL}` takes one string argument, `code`.")
+    return WantsCell(ids[0], code, ids[1:])

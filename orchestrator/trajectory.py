@@ -1,0 +1,317 @@
+"""What happened in a run, as an append-only list of events, and what can be read off it.
+
+Everything that is shown, written or counted comes from these events. An event belongs to one run; `seq` is
+dense from 0 within it. Text that came from a model or a guest may be long: over `INLINE_BYTES` it stands as a
+`Blob`, whose whole text is in the store under its hash.
+
+The JSON form (`Event.to_json`, one object a line in `--events` files) is documented in docs/events.md and
+carries `"v": 1`; fields may be added within a version, never renamed or removed.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeAlias
+
+from orchestrator.budget import Amounts
+from orchestrator.ids import RunId
+from orchestrator.pricing import Usage
+
+VERSION = 1
+INLINE_BYTES = 4_096
+"""Longer text goes into the blob store (design, "Everything that happens is an event")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A long text: its head, and where the whole is."""
+
+    head: str
+    """The first characters, at most `INLINE_BYTES` of UTF-8."""
+    length_bytes: int
+    sha256: str
+
+
+Text: TypeAlias = str | Blob
+
+
+def shorten(text: str) -> tuple[Text, bytes | None]:
+    """The form in which a text enters an event, and the bytes to store beside it, if it is long."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= INLINE_BYTES:
+        return data.decode(), None
+    head = data[:INLINE_BYTES].decode("utf-8", "ignore")
+    return Blob(head, len(data), hashlib.sha256(data).hexdigest()), data
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStarted:
+    """A run began."""
+
+    KIND: ClassVar[str] = "run_started"
+    question: Text
+    context: str
+    """Its shape, as the model is told."""
+    model: str
+    sub_model: str
+    depth: int
+    parent: RunId | None
+    parent_call: str
+    """The sub-call that started it, in the parent's events; empty for a root run."""
+    limits: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SandboxLeased:
+    """A sandbox is ready for the run."""
+
+    KIND: ClassVar[str] = "sandbox_leased"
+    sandbox_id: str
+    runtime: str
+    image: str
+    hash_seed: int
+    wait_s: float
+    """From asking for it to its worker's Hello."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TurnStarted:
+    """The model is asked for a turn."""
+
+    KIND: ClassVar[str] = "turn_started"
+    turn: int
+    request_bytes: int
+    """Of the whole request: system prompt and conversation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallHeld:
+    """An attempt at a provider is about to be made: its worst case is held. Written before the call."""
+
+    KIND: ClassVar[str] = "call_held"
+    call: str
+    """`turn-3` or the sub-call's id."""
+    attempt: int
+    model: str
+    held: Amounts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallSettled:
+    """The attempt is over and paid."""
+
+    KIND: ClassVar[str] = "call_settled"
+    call: str
+    attempt: int
+    model: str
+    usage: Usage
+    """Confirmed by the provider; zeros when unknown."""
+    confirmed: Amounts
+    unconfirmed: Amounts
+    error: str
+    """Empty when the attempt succeeded."""
+    duration_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelReplied:
+    """What the model said in a turn, verbatim."""
+
+    KIND: ClassVar[str] = "model_replied"
+    turn: int
+    content: Text
+    """JSON of the content blocks."""
+    stop: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellStarted:
+    """A cell runs."""
+
+    KIND: ClassVar[str] = "cell_started"
+    turn: int
+    code: Text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellEnded:
+    """It is over."""
+
+    KIND: ClassVar[str] = "cell_ended"
+    turn: int
+    outcome: str
+    output: Text
+    output_bytes: int
+    cut_bytes: int
+    traceback: Text
+    status: int
+    lost_variables: tuple[str, ...]
+    duration_s: float
+    guest_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubCallStarted:
+    """A cell asked for a completion or a child run."""
+
+    KIND: ClassVar[str] = "sub_call_started"
+    call: str
+    turn: int
+    what: str
+    """`complete` or `child_run`."""
+    model: str
+    prompt: Text
+    request_hash: str
+    occurrence: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubCallEnded:
+    """It was answered or refused."""
+
+    KIND: ClassVar[str] = "sub_call_ended"
+    call: str
+    answer: Text
+    error: str
+    """Empty when it was answered."""
+    error_kind: str
+    duration_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistoryCompacted:
+    """Old outputs were taken out of the conversation."""
+
+    KIND: ClassVar[str] = "history_compacted"
+    turn: int
+    reports: int
+    freed_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunEnded:
+    """The run is over. Nothing follows but late settlements of calls that were still in flight."""
+
+    KIND: ClassVar[str] = "run_ended"
+    outcome: str
+    answer: Text | None
+    error: str
+    turns: int
+    duration_s: float
+
+
+Payload: TypeAlias = (
+    RunStarted
+    | SandboxLeased
+    | TurnStarted
+    | CallHeld
+    | CallSettled
+    | ModelReplied
+    | CellStarted
+    | CellEnded
+    | SubCallStarted
+    | SubCallEnded
+    | HistoryCompacted
+    | RunEnded
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of a trajectory."""
+
+    run_id: RunId
+    seq: int
+    at: float
+    """Unix time, in seconds."""
+    payload: Payload
+
+    @property
+    def kind(self) -> str:
+        """The payload's kind."""
+        return self.payload.KIND
+
+    def to_json(self) -> dict[str, object]:
+        """The event as a JSON object."""
+        body = {
+            item.name: _plain(getattr(self.payload, item.name)) for item in dataclasses.fields(self.payload)
+        }
+        return {
+            "v": VERSION,
+            "run_id": self.run_id,
+            "seq": self.seq,
+            "at": round(self.at, 6),
+            "kind": self.kind,
+            **body,
+        }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Blob):
+        return dataclasses.asdict(value)
+    if isinstance(value, Amounts | Usage):
+        return value._asdict()
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run tree has used and done, added up from its events."""
+
+    usage: Usage = field(default_factory=Usage)
+    confirmed: Amounts = field(default_factory=Amounts)
+    unconfirmed: Amounts = field(default_factory=Amounts)
+    root_turns: int = 0
+    child_runs: int = 0
+    max_depth_reached: int = 0
+    root_request_bytes: int = 0
+    """What the root model was sent in all its turns, before caching."""
+    open_calls: int = 0
+    sub_calls_done: int = 0
+    sub_calls_in_flight: int = 0
+    sub_calls_failed: int = 0
+    _root: RunId | None = None
+
+    def add(self, event: Event) -> None:
+        """Count one event. Events of one run come in order; runs may interleave."""
+        payload = event.payload
+        match payload:
+            case RunStarted():
+                self.max_depth_reached = max(self.max_depth_reached, payload.depth)
+                if payload.parent is None:
+                    self._root = event.run_id
+                else:
+                    self.child_runs += 1
+            case TurnStarted() if event.run_id == self._root:
+                self.root_turns = payload.turn
+                self.root_request_bytes += payload.request_bytes
+            case CallHeld():
+                self.open_calls += 1
+            case CallSettled():
+                self.open_calls -= 1
+                self.usage = self.usage.plus(payload.usage)
+                self.confirmed = self.confirmed.plus(payload.confirmed)
+                self.unconfirmed = self.unconfirmed.plus(payload.unconfirmed)
+            case SubCallStarted():
+                self.sub_calls_in_flight += 1
+            case SubCallEnded():
+                self.sub_calls_in_flight -= 1
+                if payload.error:
+                    self.sub_calls_failed += 1
+                else:
+                    self.sub_calls_done += 1
+            case _:
+                pass
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> "Tally":
+        """The tally of a whole trajectory."""
+        tally = cls()
+        for event in events:
+            tally.add(event)
+        return tally

@@ -1,0 +1,297 @@
+"""The turn machine: the loop of one run as a pure function.
+
+`step(state, event)` returns the next state and what to do about it. Everything that affects the course of a
+run is decided in this file; the driver around it only carries actions out and reports back what came of
+them, so a crashed run is recovered by feeding the recorded events into the same function.
+
+What each odd reply means:
+
+  empty                      told, asked again; the third useless reply in a row ends the run, model_failed
+  refused                    removed from the conversation, told, asked again; likewise
+  cut off, no tool call      told, asked again; likewise
+  cut off inside a call      the call is answered with why it was not run; likewise
+  unknown tool, bad input    likewise
+  several tool calls         the first runs, the others are answered with why they did not
+  no tool call               its text is the answer
+  window full                outputs are elided and it is asked again; when none is left, model_failed
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TypeAlias
+
+from orchestrator import prompts, reply
+from orchestrator.cells import CellOutcome, CellResult
+from orchestrator.conversation import Conversation, Reply, Told, ToolReport
+from orchestrator.errors import InvariantError
+from orchestrator.estimate import input_bound_tokens, utf8_bytes
+
+USELESS_REPLIES_IN_A_ROW = 3
+WINDOW_SHARE = 0.7
+"""A conversation above this share of the model's window is compacted: the rest is for reply and report."""
+REPORTS_KEPT = 2
+"""The newest reports are never elided: the model is working on them."""
+WORTH_ELIDING_BYTES = 256
+SANDBOX_REPLACEMENTS = 1
+
+
+class Outcome(Enum):
+    """How a run ended."""
+
+    ANSWERED = "answered"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    TURN_LIMIT = "turn_limit"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+    SANDBOX_LOST = "sandbox_lost"
+    MODEL_FAILED = "model_failed"
+    INTERNAL_ERROR = "internal_error"
+
+
+# --- Events: what happened ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReplied:
+    """The model said something. `tokens` is what the provider counted, input and output."""
+
+    reply: Reply
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetShort:
+    """The next turn could not be paid for."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class CellEnded:
+    """The cell that was asked for is over."""
+
+    result: CellResult
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxReplaced:
+    """A new sandbox stands in for the lost one, with an empty namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Something outside the conversation ends the run."""
+
+    outcome: Outcome
+    why: str
+
+
+Event: TypeAlias = ModelReplied | BudgetShort | CellEnded | SandboxReplaced | Stopped
+
+
+# --- Actions: what to do --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AskModel:
+    """Ask the model for turn `turn`."""
+
+    turn: int
+    conversation: Conversation
+    last_answer: bool
+    """It may use what the budget keeps for the last answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunCell:
+    """Run a cell. Report back `CellEnded`."""
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceSandbox:
+    """Get a new sandbox. Report back `SandboxReplaced`, or `Stopped` when there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """Outputs were elided; for the record only."""
+
+    reports: int
+    freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The run is over."""
+
+    outcome: Outcome
+    answer: str | None
+    why: str
+
+
+Action: TypeAlias = AskModel | RunCell | ReplaceSandbox | Compacted | End
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """Where one run stands."""
+
+    conversation: Conversation
+    max_turns: int
+    window_tokens: int
+    turn: int = 0
+    useless_replies: int = 0
+    last_answer: bool = False
+    replacements: int = 0
+    tokens: int = 0
+    """What the provider counted for the conversation up to its last reply."""
+    unanswered: tuple[str, ...] = ()
+    """Tool calls of the last reply; the first is the one whose cell runs."""
+    lost: CellResult | None = None
+    """The cell that was running when the sandbox went away."""
+
+
+def start(task: str, *, max_turns: int, window_tokens: int) -> tuple[State, tuple[Action, ...]]:
+    """A run's first state and action."""
+    state = State(conversation=(Told(task),), max_turns=max_turns, window_tokens=window_tokens)
+    return _ask(state)
+
+
+def step(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
+    """What follows from an event. The last action is the one to report back on, or `End`."""
+    match event:
+        case ModelReplied():
+            return _on_reply(replace(state, tokens=event.tokens), event.reply)
+        case CellEnded():
+            return _on_cell(state, event.result)
+        case SandboxReplaced():
+            if state.lost is None:
+                raise InvariantError("no sandbox was lost")
+            return _report(replace(state, lost=None), state.lost)
+        case BudgetShort() if state.last_answer:
+            return state, (End(Outcome.BUDGET_EXHAUSTED, None, event.why),)
+        case BudgetShort():
+            # The refused turn never happened: the last answer takes its place.
+            state = _tell(replace(state, last_answer=True, turn=state.turn - 1), prompts.BUDGET_USED_UP)
+            return _ask(state)
+        case Stopped():
+            return state, (End(event.outcome, None, event.why),)
+
+
+def _on_reply(state: State, said: Reply) -> tuple[State, tuple[Action, ...]]:
+    kind = reply.read_reply(said)
+    kept = replace(state, conversation=(*state.conversation, said)) if said.content else state
+    match kind:
+        case reply.SaysAnswer():
+            return kept, (End(Outcome.ANSWERED, kind.text, ""),)
+        case reply.WantsCell():
+            ready = replace(kept, useless_replies=0, unanswered=(kind.call_id, *kind.not_run))
+            return ready, (RunCell(kind.code),)
+        case reply.BadCall():
+            reports = tuple(ToolReport(call_id, kind.why, is_error=True) for call_id in kind.call_ids)
+            told = replace(kept, conversation=(*kept.conversation, *reports))
+            return _useless(told, "the model made tool calls that could not be run")
+        case reply.CutOff():
+            return _useless(_tell(kept, prompts.REPLY_CUT_OFF), "the model's replies were cut off")
+        case reply.Empty():
+            return _useless(_tell(state, prompts.REPLY_EMPTY), "the model's replies were empty")
+        case reply.Refused():
+            return _useless(_tell(state, prompts.REPLY_REFUSED), "the model refused")
+        case reply.WindowFull():
+            return _make_room(state)
+
+
+def _useless(state: State, why: str) -> tuple[State, tuple[Action, ...]]:
+    state = replace(state, useless_replies=state.useless_replies + 1)
+    if state.last_answer:
+        return state, (End(Outcome.BUDGET_EXHAUSTED, None, f"the last reply brought no answer: {why}"),)
+    if state.useless_replies == USELESS_REPLIES_IN_A_ROW:
+        why = f"{why}, {USELESS_REPLIES_IN_A_ROW} useless replies in a row"
+        return state, (End(Outcome.MODEL_FAILED, None, why),)
+    return _ask(state)
+
+
+def _on_cell(state: State, result: CellResult) -> tuple[State, tuple[Action, ...]]:
+    if result.answer is not None:
+        return state, (End(Outcome.ANSWERED, result.answer, ""),)
+    if result.outcome is not CellOutcome.SANDBOX_LOST:
+        return _report(state, result)
+    if state.replacements == SANDBOX_REPLACEMENTS:
+        return state, (End(Outcome.SANDBOX_LOST, None, "the sandbox was lost, and its replacement too"),)
+    return replace(state, lost=result, replacements=state.replacements + 1), (ReplaceSandbox(),)
+
+
+def _report(state: State, result: CellResult) -> tuple[State, tuple[Action, ...]]:
+    """Tell the model about the cell it ran, and that it ran no other."""
+    ran, *not_run = state.unanswered
+    reports = (
+        ToolReport(ran, prompts.cell_report(result), is_error=result.outcome is not CellOutcome.OK),
+        *(ToolReport(call_id, prompts.NOT_RUN, is_error=True) for call_id in not_run),
+    )
+    state = replace(state, conversation=(*state.conversation, *reports), unanswered=())
+    if state.last_answer:
+        return state, (End(Outcome.BUDGET_EXHAUSTED, None, "the last reply's cell gave no answer"),)
+    return _ask(state)
+
+
+def _ask(state: State) -> tuple[State, tuple[Action, ...]]:
+    if state.turn == state.max_turns:
+        return state, (End(Outcome.TURN_LIMIT, None, f"no answer within {state.max_turns} turns"),)
+    state = replace(state, turn=state.turn + 1)
+    if state.turn == state.max_turns and not state.last_answer:
+        state = _tell(state, prompts.LAST_TURN)
+    actions: list[Action] = []
+    if _expected_tokens(state) > WINDOW_SHARE * state.window_tokens:
+        state, compacted = _compact(state)
+        actions += compacted
+    actions.append(AskModel(state.turn, state.conversation, state.last_answer))
+    return state, tuple(actions)
+
+
+def _make_room(state: State) -> tuple[State, tuple[Action, ...]]:
+    """The provider itself said that the window is full."""
+    state, compacted = _compact(state)
+    if not compacted:
+        return state, (End(Outcome.MODEL_FAILED, None, "the conversation does not fit the model's window"),)
+    state, actions = _ask(state)
+    return state, (*compacted, *actions)
+
+
+def _tell(state: State, text: str) -> State:
+    return replace(state, conversation=(*state.conversation, Told(text)))
+
+
+def _expected_tokens(state: State) -> int:
+    """What the provider counted, plus at most what was added since."""
+    since = len(state.conversation)
+    while since and not isinstance(state.conversation[since - 1], Reply):
+        since -= 1
+    return state.tokens + input_bound_tokens("", state.conversation[since:], python_tool=False)
+
+
+def _compact(state: State) -> tuple[State, tuple[Compacted, ...]]:
+    """Elide all outputs but the newest. Replies stay verbatim: thinking blocks may not be touched."""
+    positions = [
+        position
+        for position, entry in enumerate(state.conversation)
+        if isinstance(entry, ToolReport) and utf8_bytes(entry.text) > WORTH_ELIDING_BYTES
+    ][:-REPORTS_KEPT]
+    if not positions:
+        return state, ()
+    before_bytes = input_bound_tokens("", state.conversation, python_tool=False)
+    entries = list(state.conversation)
+    for position in positions:
+        report = entries[position]
+        if isinstance(report, ToolReport):
+            entries[position] = replace(report, text=prompts.OUTPUT_ELIDED)
+    entries.append(Told(prompts.WINDOW_COMPACTED))
+    after_bytes = input_bound_tokens("", tuple(entries), python_tool=False)
+    state = replace(
+        state,
+        conversation=tuple(entries),
+        # The provider's count scales with what is left; it is corrected by the next reply.
+        tokens=state.tokens * after_bytes // before_bytes,
+    )
+    return state, (Compacted(len(positions), before_bytes - after_bytes),)
