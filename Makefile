@@ -1,0 +1,81 @@
+# Two commands on a fresh machine, each alone: `make demo` and `make test`.
+# What is missing they set up first, and say so; what is there is left alone.
+.DEFAULT_GOAL := help
+# In the order they are written: checks read best one after the other, and set-up steps build on each other.
+.NOTPARALLEL:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup engine image demo check format-check lint types imports protos-check unit test protos format clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+demo: setup image ## a question over a large log, answered from inside a real container
+	@$(BIN)/python -m demo
+
+test: check image ## everything that a change must pass, containers included
+	@echo "test: in real containers"
+	@$(BIN)/python -m pytest tests --ignore=tests/unit $(PYTEST_ARGS)
+
+check: format-check lint types imports protos-check unit ## what needs no container: format, lint, types, imports, protos, unit tests
+
+format-check: setup
+	@echo "check: format"
+	@$(BIN)/ruff format --quiet --check . proto/generate
+
+lint: setup
+	@echo "check: lint"
+	@$(BIN)/ruff check --quiet . proto/generate
+
+types: setup
+	@echo "check: types"
+	@$(BIN)/mypy
+
+imports: setup
+	@echo "check: imports"
+	@$(BIN)/lint-imports
+
+protos-check: setup
+	@echo "check: protos"
+	@$(BIN)/python proto/generate --check
+	@cd proto && ../$(BIN)/buf lint
+
+unit: setup ## the unit tests alone
+	@echo "check: unit tests"
+	@$(BIN)/python -m pytest tests/unit --quiet $(PYTEST_ARGS)
+
+setup: $(INSTALLED) ## a virtual environment in .venv
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "setup: Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 3; }
+	@echo "setup: a virtual environment in $(VENV)"
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "setup: installing python3-venv from the distribution's packages" && \
+		  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-venv >/dev/null; } || \
+		{ echo "setup: Python's venv module is missing; install python3-venv" >&2; exit 3; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "setup: installing this project and its tools into it (a minute the first time)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+engine: ## a Docker engine: any that answers, or the distribution's
+	@deploy/setup-host
+
+image: setup engine ## the sandbox image, unless that of these sources is there
+	@$(BIN)/rlm image build
+
+protos: setup ## generate the gRPC code
+	@$(BIN)/python proto/generate
+
+format: setup ## rewrite the code in its format
+	@$(BIN)/ruff format . proto/generate
+	@$(BIN)/ruff check --fix --quiet . proto/generate
+
+clean: ## remove what was made here; the engine and its images stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
