@@ -37,10 +37,10 @@ _RECIPE = ("Dockerfile", "prepare-root", "bootstrap-base", "requirements.txt")
 _GUEST_PROTOS = ("types", "sandbox", "broker")
 _WHEEL_PLATFORMS = {"amd64": "manylinux2014_x86_64", "arm64": "manylinux2014_aarch64"}
 
-# Between two lines of a pull. A registry that is not there must not hold up a build for minutes.
-_REGISTRY_SILENCE_S = 15.0
+# The engine itself would try for minutes to reach a registry that is not there.
+_REGISTRY_DEADLINE_S = 15.0
 # Between two lines of a build: compiling the standard library is its longest silent step.
-_BUILD_SILENCE_S = 600.0
+_BUILD_SILENCE_S = 600
 _BOOTSTRAP_DEADLINE_S = 1_200.0
 _DOWNLOAD_DEADLINE_S = 600.0
 
@@ -182,12 +182,11 @@ def _ensure_base(client: docker.DockerClient, recipe: bytes, say: Say) -> str:
 
 
 def _pull(client: docker.DockerClient, name: str, base: str) -> None:
-    repository, version = PULLED_BASE
-    with _time_out(client, _REGISTRY_SILENCE_S):
-        for entry in client.api.pull(repository, version, stream=True, decode=True):
-            if "error" in entry:
-                raise DockerException(entry["error"])
-        client.images.get(name).tag(base)
+    with _time_out(client, _REGISTRY_DEADLINE_S):
+        client.images.get_registry_data(name)
+    # A registry answers. From here on the client library sets no time-out, and progress takes what it takes.
+    repository, version = name.rsplit(":", 1)
+    client.images.pull(repository, tag=version).tag(base)
 
 
 def _bootstrap(client: docker.DockerClient, recipe: bytes, base: str, say: Say) -> None:
@@ -202,7 +201,7 @@ def _bootstrap(client: docker.DockerClient, recipe: bytes, base: str, say: Say) 
             )
         say("image: importing the base image")
         repository, version = base.split(":")
-        with _engine_errors("import the base image"), _time_out(client, _BUILD_SILENCE_S):
+        with _engine_errors("import the base image"):
             client.api.import_image_from_file(str(rootfs), repository=repository, tag=version)
             # The import's answer reads the same when it failed.
             client.images.get(base)
@@ -240,13 +239,14 @@ def _collect_wheels(client: docker.DockerClient, context: Path, wheelhouse: Path
 
 def _build_context(client: docker.DockerClient, context: Path, base: str, source: str, say: Say) -> None:
     last_lines: deque[str] = deque(maxlen=5)
-    with _engine_errors("build the sandbox image"), _time_out(client, _BUILD_SILENCE_S):
+    with _engine_errors("build the sandbox image"):
         steps = client.api.build(
             path=str(context),
             tag=tag(source),
             buildargs={"BASE": base},
             labels={SOURCE_LABEL: source},
             network_mode="none",
+            timeout=_BUILD_SILENCE_S,
             rm=True,
             forcerm=True,
             decode=True,
@@ -306,7 +306,7 @@ def _engine_errors(what: str) -> Iterator[None]:
 
 @contextmanager
 def _time_out(client: docker.DockerClient, silence_s: float) -> Iterator[None]:
-    """Another time-out for the block: the longest that the engine may be silent."""
+    """Another time-out for the block, of the calls in which the client library respects it."""
     api: Any = client.api
     before = api.timeout
     api.timeout = silence_s
