@@ -1,0 +1,215 @@
+"""The command `rlm`.
+
+Typer and the light modules only: what needs docker, grpc, anthropic or rich is imported by the command that
+uses it, so that `rlm --help` does not wait a second for them. The environment is read here and nowhere else.
+"""
+
+import os
+from decimal import Decimal
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from orchestrator.cli import amounts, exits, signals
+from orchestrator.config import Settings, read_settings
+from orchestrator.errors import OrchestratorError
+from orchestrator.limits import RunLimits
+
+DEFAULT_MODEL = "claude-sonnet-5-5"
+DEFAULT_SUB_MODEL = "claude-haiku-5-5"
+
+_MOST = 1_000_000_000_000
+"""Of anything counted. More is a slip of the finger, and too much for a protocol's 64 bits somewhere."""
+_DEFAULTS = RunLimits()
+
+# Typer's own rich output costs a quarter of a second at import, for a help page.
+_app = typer.Typer(
+    help="Answers questions about contexts far larger than any model's window.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+_image = typer.Typer(help="The sandbox image.", no_args_is_help=True)
+_app.add_typer(_image, name="image")
+
+
+class Runtime(StrEnum):
+    """The OCI runtimes a sandbox can have."""
+
+    RUNC = "runc"
+    RUNSC = "runsc"
+
+
+@_app.command()
+def run(
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What is asked about the context.")],
+    *,
+    context: Annotated[list[Path], typer.Option(metavar="PATH", help="A file or directory. Repeatable.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help=f"{DEFAULT_MODEL} unless given. scripted:FILE.py is a model played by a script.",
+        ),
+    ] = None,
+    sub_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help=f"For sub-calls and child runs: --model if given, else {DEFAULT_SUB_MODEL}."
+        ),
+    ] = None,
+    base_url: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="Any server that speaks the Anthropic Messages API.", show_default=False
+        ),
+    ] = "",
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, max=_MOST, help="Of the run tree, in and out, cached ones too.")
+    ] = _DEFAULTS.max_tokens,
+    max_cost_usd: Annotated[
+        int,
+        typer.Option(
+            parser=amounts.microusd,
+            metavar="USD",
+            help="Of the run tree.",
+            show_default=str(Decimal(_DEFAULTS.max_cost_microusd) / 1_000_000),
+        ),
+    ] = _DEFAULTS.max_cost_microusd,
+    max_calls: Annotated[
+        int, typer.Option(metavar="N", min=1, max=_MOST, help="Billed model calls of the run tree.")
+    ] = _DEFAULTS.max_calls,
+    max_child_runs: Annotated[
+        int, typer.Option(metavar="N", min=0, max=_MOST, help="Of the run tree.")
+    ] = _DEFAULTS.max_child_runs,
+    max_depth: Annotated[
+        int, typer.Option(metavar="N", min=0, max=100, help="0 forbids child runs.")
+    ] = _DEFAULTS.max_depth,
+    max_turns: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10_000, help="Of each run.")
+    ] = _DEFAULTS.max_turns,
+    max_concurrency: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10_000, help="Model calls in flight at once.")
+    ] = _DEFAULTS.max_concurrency,
+    deadline_s: Annotated[
+        float, typer.Option(parser=amounts.seconds, metavar="SECONDS", help="For the whole run.")
+    ] = _DEFAULTS.deadline_s,
+    cell_timeout_s: Annotated[
+        float,
+        typer.Option(
+            parser=amounts.seconds, metavar="SECONDS", help="For a cell, without waiting for sub-calls."
+        ),
+    ] = _DEFAULTS.cell_timeout_s,
+    runtime: Annotated[Runtime, typer.Option(help="runsc is gVisor.")] = Runtime.RUNC,
+    price_input: Annotated[
+        float | None,
+        typer.Option(
+            parser=amounts.usd_per_mtok, metavar="USD", help="A million input tokens; if not known."
+        ),
+    ] = None,
+    price_output: Annotated[
+        float | None,
+        typer.Option(parser=amounts.usd_per_mtok, metavar="USD", help="A million output tokens."),
+    ] = None,
+    events: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Write every event here (docs/events.md).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object instead of the answer.")] = False,
+) -> None:
+    """Answer QUESTION about the context; only the answer goes to stdout.
+
+    Exit code: 0 answered, 1 ended without an answer, 2 wrong use, 3 the machine lacks something.
+    """
+    if not question.strip():
+        raise typer.BadParameter("the question is empty.", param_hint="'QUESTION'")
+    if (price_input is None) != (price_output is None):
+        raise typer.BadParameter("give both prices or neither.", param_hint="'--price-input'")
+    if base_url and (urlsplit(base_url).scheme not in {"http", "https"} or not urlsplit(base_url).hostname):
+        raise typer.BadParameter(f"{base_url!r} is not an http or https address.", param_hint="'--base-url'")
+    limits = RunLimits(
+        max_tokens=max_tokens,
+        max_cost_microusd=max_cost_usd,
+        max_calls=max_calls,
+        max_child_runs=max_child_runs,
+        max_depth=max_depth,
+        max_turns=max_turns,
+        max_concurrency=max_concurrency,
+        deadline_s=deadline_s,
+        cell_timeout_s=cell_timeout_s,
+        # The other two clocks of a cell must not undercut the one that was asked for.
+        cell_cpu_s=max(_DEFAULTS.cell_cpu_s, cell_timeout_s),
+        cell_ceiling_s=max(_DEFAULTS.cell_ceiling_s, cell_timeout_s),
+    )
+    settings = _settings()
+    # A signal during the imports must find somebody who prints the object of --json.
+    with signals.held():
+        from orchestrator.app import RunOptions  # noqa: PLC0415 - a second of docker, grpc and rich
+        from orchestrator.cli import run as command  # noqa: PLC0415 - likewise
+
+        options = RunOptions(
+            # What the shell handed over may not be UTF-8; the model gets replacement characters.
+            question=os.fsencode(question).decode("utf-8", "replace"),
+            context_paths=tuple(context),
+            model=model or DEFAULT_MODEL,
+            sub_model=sub_model or ("" if model else DEFAULT_SUB_MODEL),
+            base_url=base_url,
+            runtime=runtime.value,
+            limits=limits,
+            price_input_usd_per_mtok=price_input,
+            price_output_usd_per_mtok=price_output,
+        )
+        live = command.stderr_can_be_redrawn(os.environ.get("TERM"))
+        code = command.run(options, settings, events_path=events, as_json=as_json, live=live)
+    raise typer.Exit(code)
+
+
+@_app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+) -> None:
+    """Look at the engine, its runtimes, the image and the key, and say what to do about each."""
+    settings = _settings()
+    with signals.held():
+        from orchestrator.cli import doctor as command  # noqa: PLC0415 - as in `run`
+
+        code = command.doctor(settings, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@_image.command("build")
+def image_build() -> None:
+    """Build the sandbox image of the present sources, unless it is there."""
+    settings = _settings()
+    from orchestrator.cli import image as command  # noqa: PLC0415 - docker
+
+    raise typer.Exit(command.build(settings))
+
+
+@_image.callback()
+def _image_group() -> None:
+    """The sandbox image."""
+
+
+@_app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed  # noqa: PLC0415 - email parsers, for one command
+
+    exits.put(installed("rlm-orchestrator"))
+
+
+def _settings() -> Settings:
+    return read_settings(os.environ)
+
+
+def main() -> None:
+    """The entry point of `rlm`."""
+    try:
+        _app()
+    except OrchestratorError as error:
+        exits.complain(error)
+        raise SystemExit(exits.exit_for(error)) from None

@@ -1,0 +1,66 @@
+"""Ending cleanly: Ctrl-C, SIGTERM and a closed terminal cancel a task and wait for its cleaning up."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StoppedError(Exception):
+    """A signal ended the task; it has cleaned up."""
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Signals that arrive within wait for `until_stopped`.
+
+    For the time in which heavy modules are imported: a signal then would end the process with half a
+    sentence, or none.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def until_stopped(work: Coroutine[Any, Any, T], on_stop: Callable[[int], None]) -> T:
+    """The result of `work`, unless a signal comes first.
+
+    Args:
+        work: Cancelled once, by the first signal. Later ones don't disturb its cleaning up.
+        on_stop: Told how many signals have come.
+
+    Raises:
+        StoppedError: A signal came, and `work` ended without a result of its own.
+    """
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    stops = 0
+
+    def stop() -> None:
+        nonlocal stops
+        stops += 1
+        on_stop(stops)
+        if stops == 1:
+            task.cancel()
+
+    # `nohup` and the like ignore a signal on purpose.
+    watched = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in watched:
+        loop.add_signal_handler(number, stop)
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+    try:
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise StoppedError
+        return task.result()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in watched:
+            loop.remove_signal_handler(number)
