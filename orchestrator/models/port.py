@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.conversation import Conversation, Reply
-from orchestrator.pricing import Usage
+from orchestrator.pricing import ModelCard, Usage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,3 +50,11 @@ class ModelClient(Protocol):
     async def aclose(self) -> None:
         """Release connections. Calls in flight fail."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model a run may use: what we know of it and who serves it."""
+
+    card: ModelCard
+    client: ModelClient

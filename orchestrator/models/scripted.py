@@ -33,6 +33,7 @@ from typing import Any, Protocol, TypeAlias
 from orchestrator import prompts
 from orchestrator.conversation import PYTHON_TOOL, Block, Conversation, Entry, Reply, StopReason, Told
 from orchestrator.errors import Billing, InvalidRequestError, ModelError
+from orchestrator.models.in_flight import InFlight
 from orchestrator.models.port import Completion, ModelRequest
 from orchestrator.pricing import Usage
 
@@ -139,30 +140,27 @@ class ScriptedClient:
 
     def __init__(self, script: Script | ModuleType) -> None:
         self._script = script
+        self._in_flight = InFlight()
         # The one thing remembered: how often a step that leaves no trace was played at a point of a run.
         self._played: Counter[tuple[str, int, int]] = Counter()
 
     async def complete(self, request: ModelRequest) -> Completion:
         """See `ModelClient`."""
         is_turn = request.python_tool or bool(request.system)
-        try:
-            async with asyncio.timeout(request.timeout_s):
-                reply = await (self._turn(request) if is_turn else self._sub_call(request))
-        except TimeoutError:
-            raise ModelError(
-                "the scripted model took too long", billing=Billing.UNKNOWN, retryable=True
-            ) from None
+        async with self._in_flight.attempt(request.timeout_s):
+            reply = await (self._turn(request) if is_turn else self._sub_call(request))
         return Completion(reply, _usage(request, reply))
 
     async def aclose(self) -> None:
         """See `ModelClient`."""
+        self._in_flight.close()
 
     async def _sub_call(self, request: ModelRequest) -> Reply:
         try:
             answer = self._part("complete")(_told(request.conversation))
             if inspect.isawaitable(answer):
                 answer = await answer
-        except (ModelError, TimeoutError):
+        except ModelError:
             raise
         except Exception as error:
             raise _raised("complete()", error) from error
