@@ -17,19 +17,19 @@ class EventsFile:
     is refused destroys nothing. A write that fails is said once and ends the file, not the run.
     """
 
-    def __init__(self, path: Path, *, inputs: Iterable[Path], say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, *, inputs: Iterable[Path], warn: Callable[[str], None]) -> None:
         """Open the file for writing.
 
         Args:
             path: Made if missing, readable by its owner alone: it holds what the context holds.
             inputs: Paths that must not be overwritten.
-            say: Told once when writing fails.
+            warn: Told once when writing fails.
 
         Raises:
             InvalidRequestError: The file cannot be written, or is one of the inputs.
         """
         self._path = path
-        self._say = say
+        self._warn = warn
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -55,7 +55,7 @@ class EventsFile:
                 line = line[os.write(self._descriptor, line) :]
         except OSError as error:
             self._broken = True
-            self._say(f"cannot write --events {self._path} any more: {error.strerror}; the run goes on")
+            self._warn(f"rlm: --events {self._path} cannot be written any more: {error.strerror}")
 
     def close(self) -> None:
         """Close the file."""

@@ -11,7 +11,6 @@ from orchestrator.cli import words
 from orchestrator.cli.exits import MAX_LINE_CHARS
 from orchestrator.cli.tree import Phase, RunNode, RunTree, head
 from orchestrator.limits import RunLimits
-from orchestrator.trajectory import Text
 from orchestrator.visible import visible_line
 
 Style: TypeAlias = Literal["run", "code", "quiet", "good", "bad"]
@@ -58,9 +57,11 @@ def _rows(node: RunNode, limits: RunLimits, now: float, code_lines: int, childre
     if node.phase is Phase.CELL and code_lines:
         code = head(node.code).rstrip().split("\n")
         for line in code[:code_lines]:
-            yield _row(indent, f"  │ {_spaced(line)}", "code", node)
-        if len(code) > code_lines or not isinstance(node.code, str):
-            yield _row(indent, "  │ …", "code", node)
+            yield _row(indent, f"  │ {line.expandtabs(4)}", "code", node)
+        if not isinstance(node.code, str):
+            yield _row(indent, f"  │ … in all {node.code.length_bytes:,} bytes", "code", node)
+        elif len(code) > code_lines:
+            yield _row(indent, f"  │ … {words.many(len(code) - code_lines, 'more line')}", "code", node)
     if node.calls.total and node.phase is not Phase.ENDED:
         style: Style = "bad" if node.calls.failed else "quiet"
         yield _row(indent, f"  sub-calls: {node.calls}", style, node)
@@ -72,25 +73,28 @@ def _rows(node: RunNode, limits: RunLimits, now: float, code_lines: int, childre
 
 
 def _headline(node: RunNode, limits: RunLimits, now: float) -> Row:
-    name = node.label if node.depth == 0 else f"{node.label}  “{_cut(node.question)}”"
+    name = f"{node.label} · {node.model}" if node.depth == 0 else node.label
+    question = f" · “{visible_line(head(node.question), _QUESTION_CHARS)}”" if node.depth else ""
     if node.phase is Phase.ENDED:
         took = words.duration(node.ended_at - node.started_at)
         text = f"{name} · {node.outcome} after {words.many(node.turn, 'turn')}, {took}"
         if node.error:
             text += f": {node.error}"
-        return _row(node.depth, text, "good" if node.answered else "bad", node)
+        return _row(node.depth, text + question, "good" if node.answered else "bad", node)
     turn = f"turn {node.turn} of {limits.max_turns} · " if node.turn else ""
     since = words.duration(now - node.phase_at)
-    return _row(node.depth, f"{name} · {node.model} · {turn}{node.phase.value} for {since}", "run", node)
+    return _row(node.depth, f"{name} · {turn}{node.phase.value} for {since}{question}", "run", node)
 
 
 def _worth_showing(node: RunNode, most: int) -> list[RunNode]:
     """Those that still run, then those that failed, then the newest; in the order they started."""
     if len(node.children) <= most:
         return node.children
-    numbered = list(enumerate(node.children))
-    numbered.sort(key=lambda item: (item[1].phase is Phase.ENDED, item[1].answered, -item[0]))
-    return [child for _number, child in sorted(numbered[:most], key=lambda item: item[0])]
+    running = [child for child in node.children if child.phase is not Phase.ENDED]
+    ended = [child for child in reversed(node.children) if child.phase is Phase.ENDED]
+    ended.sort(key=lambda child: child.answered)
+    chosen = {id(child) for child in (running + ended)[:most]}
+    return [child for child in node.children if id(child) in chosen]
 
 
 def _folded(node: RunNode, shown: list[RunNode]) -> Row:
@@ -104,11 +108,3 @@ def _folded(node: RunNode, shown: list[RunNode]) -> Row:
 def _row(indent: int, text: str, style: Style, node: RunNode | None = None) -> Row:
     label = words.SCRIPTED_LABEL if node is not None and node.scripted else ""
     return Row(visible_line(f"{label}{'  ' * indent}{text}", MAX_LINE_CHARS), style)
-
-
-def _cut(question: Text) -> str:
-    return visible_line(head(question), _QUESTION_CHARS)
-
-
-def _spaced(line: str) -> str:
-    return line.expandtabs(4)

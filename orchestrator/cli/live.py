@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from orchestrator.cli import exits
 from orchestrator.cli.frame import Row, Style, frame
 from orchestrator.cli.tree import RunTree
 from orchestrator.limits import RunLimits
 from orchestrator.trajectory import Event
 
 _REDRAW_S = 0.25
-_STATUS_S = 5.0
-"""For so long a line of `say` stands once the run has begun."""
 _STYLES: dict[Style, str] = {"run": "bold", "code": "cyan", "quiet": "dim", "good": "green", "bad": "red"}
 
 
@@ -31,6 +30,7 @@ class LiveView:
         self._limits = limits
         self._status = ""
         self._status_at = 0.0
+        self._warnings: list[str] = []
         self._console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
         # Nothing else prints while it stands, so nothing needs redirecting around it.
         self._live = Live(
@@ -42,8 +42,12 @@ class LiveView:
         """The tree has folded it in already; the next frame shows it."""
 
     def say(self, line: str) -> None:
-        """Show what is being waited for."""
+        """Show what is being waited for, until the root run does something else."""
         self._status, self._status_at = line, time.time()
+
+    def warn(self, line: str) -> None:
+        """Keep a line until the view is down, and print it below."""
+        self._warnings.append(line)
 
     async def __aenter__(self) -> "LiveView":
         self._live.start()
@@ -62,6 +66,8 @@ class LiveView:
             self._live.stop()
         except OSError:
             pass  # the terminal was closed; the run's end does not depend on it
+        for line in self._warnings:
+            exits.tell(line)
 
     async def _redraw(self) -> None:
         while True:
@@ -73,7 +79,8 @@ class LiveView:
 
     def _draw(self) -> None:
         now = time.time()
-        stale = self._tree.root is not None and now - self._status_at > _STATUS_S
+        root = self._tree.root
+        stale = root is not None and self._status_at < root.phase_at
         rows = frame(
             self._tree,
             limits=self._limits,

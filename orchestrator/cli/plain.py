@@ -32,6 +32,10 @@ class PlainLines:
         """Tell what is being waited for."""
         exits.tell(f"rlm: {line}")
 
+    def warn(self, line: str) -> None:
+        """Tell what went wrong beside the run."""
+        exits.tell(line)
+
     async def __aenter__(self) -> "PlainLines":
         return self
 

@@ -58,7 +58,7 @@ def run(
     observers: list[Observer] = [tree.add, display.on_event]
     with ExitStack() as stack:
         if events_path is not None:
-            file = EventsFile(events_path, inputs=options.context_paths, say=display.say)
+            file = EventsFile(events_path, inputs=options.context_paths, warn=display.warn)
             stack.callback(file.close)
             observers.insert(0, file)
         end = asyncio.run(_watched(options, settings, tree, display, observers))
