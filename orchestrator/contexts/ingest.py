@@ -27,7 +27,7 @@ from orchestrator.visible import visible_line
 MAX_NOTES = 50
 """What was left out is named up to here and counted from there."""
 MAX_PATH_BYTES = 128 * 1024 * 1024
-"""Of the names in one context together: they are held in memory, and a hostile tree has any length of them."""
+"""Of the names in one context together: they are held in memory, and a hostile tree has any length."""
 _SHOWN_CHARS = 300
 
 # Non-blocking: opening a pipe that nobody writes to would wait for ever. No controlling terminal either.

@@ -427,7 +427,7 @@ def _checked_upload_path(raw_path: bytes) -> str:
     # An absolute path starts with an empty part, and so does an empty one.
     if {"", ".", ".."} & set(path.split("/")):
         raise InvalidRequestError(
-            f"'{visible_line(path, SHAPE_NAME_CHARS)}' must be a relative path without empty parts, '.' and '..'"
+            f"'{visible_line(path, SHAPE_NAME_CHARS)}' is no relative path without empty parts, '.' and '..'"
         )
     return path
 
