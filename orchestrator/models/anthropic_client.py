@@ -43,7 +43,6 @@ _SENT_HEADERS = frozenset(
         "connection",
         "content-length",
         "content-type",
-        "host",
         "user-agent",
     }
 )
@@ -115,14 +114,13 @@ class AnthropicClient:
 
     async def _stream(self, params: Json, timeout_s: float) -> Completion:
         timeout = httpx2.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S, pool=None)
-        async with self._sdk.messages.with_streaming_response.create(
-            **params, stream=True, timeout=timeout
-        ) as response:
+        async with await self._sdk.messages.create(**params, stream=True, timeout=timeout) as stream:
+            response = stream.response
             if response.headers.get("content-type", "").startswith("application/json"):
                 # Some servers that speak the API don't stream.
-                return completion(parse_json(await response.read()))
+                return completion(parse_json(await response.aread()))
             assembler = MessageAssembler()
-            raw = cast(AsyncGenerator[Any], AsyncStream.raw_events(response.http_response))
+            raw = cast(AsyncGenerator[Any], AsyncStream.raw_events(response))
             async with aclosing(raw) as events:
                 async for event in events:
                     if event.data:
