@@ -1,17 +1,32 @@
 """The composition root: the one place that knows every part and puts them together."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
+from orchestrator.access import open_models
+from orchestrator.broker.service import serve_broker
+from orchestrator.budget import Ledger
 from orchestrator.config import Settings
-from orchestrator.ids import RunId
+from orchestrator.contexts.store import ContextStore, StagedContext
+from orchestrator.errors import InvalidRequestError
+from orchestrator.ids import LOCAL_TENANT, RunId, new_run_id
 from orchestrator.limits import RunLimits
-from orchestrator.trajectory import Event, Tally
+from orchestrator.machine import Machine, open_machine, open_workplace
+from orchestrator.models.catalogue import priced_by_hand
+from orchestrator.models.port import Model
+from orchestrator.pricing import ModelCard
+from orchestrator.runs.model_calls import ModelCalls
+from orchestrator.runs.recorder import Observer
+from orchestrator.runs.run import run_to_end
+from orchestrator.runs.tree import ROOT_ALIAS, RunResult, RunSpec, RunTree, limit_amounts
+from orchestrator.store.memory import MemoryRunStore
+from orchestrator.trajectory import Tally
 from orchestrator.turn import Outcome
-
-Observer = Callable[[Event], None]
-"""Called with each event, in order within a run, after it is stored. Must be quick and must not raise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +43,9 @@ class RunOptions:
     """Of any server that speaks the Anthropic Messages API; empty for Anthropic's own."""
     runtime: str = "runc"
     limits: RunLimits = field(default_factory=RunLimits)
-    price_input_usd_per_mtok: float | None = None
+    price_input_usd_per_mtok: Decimal | None = None
     """For models without a known price. Both or neither; 0 is allowed."""
-    price_output_usd_per_mtok: float | None = None
+    price_output_usd_per_mtok: Decimal | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,4 +89,113 @@ async def run(
         CallerError: What the caller can change in the call: the context, the model, a limit.
         MachineError: What the machine lacks: a key, an engine, an image, an address that answers.
     """
-    raise NotImplementedError
+    if not options.question.strip():
+        raise InvalidRequestError("the question is empty")
+    sub_model = options.sub_model or options.model
+    started_s = time.monotonic()
+    tally = Tally()
+    async with open_workplace(settings) as workplace:
+        say("staging the context")
+        async with _staged(workplace.contexts, options.context_paths) as context:
+            for note in context.notes:
+                say(note)
+            async with (
+                open_models(
+                    options.model,
+                    sub_model,
+                    base_url=options.base_url,
+                    api_key=settings.api_key,
+                    priced_by_user=_prices(options, (options.model, sub_model)),
+                ) as models,
+                open_machine(settings, workplace, runtime=options.runtime) as machine,
+            ):
+                say("starting a sandbox")
+                run_id = new_run_id()
+                result = await _root_run(
+                    run_id, options, machine, models, context, observers=(tally.add, *observers)
+                )
+            return RunReport(
+                run_id=run_id,
+                outcome=result.outcome,
+                answer=result.answer,
+                error=result.why,
+                found_so_far=result.found_so_far,
+                tally=tally,
+                limits=options.limits,
+                duration_s=time.monotonic() - started_s,
+                context_bytes=context.manifest.text_bytes,
+                notes=context.notes,
+            )
+
+
+async def _root_run(
+    run_id: RunId,
+    options: RunOptions,
+    machine: Machine,
+    models: Mapping[str, Model],
+    context: StagedContext,
+    *,
+    observers: Sequence[Observer],
+) -> RunResult:
+    limits = options.limits
+    ledger = Ledger()
+    account = ledger.open_account("run tree", limit_amounts(limits))
+    calls = ModelCalls(
+        LOCAL_TENANT,
+        ledger,
+        max_concurrency=limits.max_concurrency,
+        deadline_at_s=time.monotonic() + limits.deadline_s,
+    )
+    async with machine.slots.admit(limits.max_depth) as slots:
+        tree = RunTree(
+            tenant_id=LOCAL_TENANT,
+            limits=limits,
+            ledger=ledger,
+            account=account,
+            models=models,
+            calls=calls,
+            slots=slots,
+            leases=machine.leases,
+            contexts=machine.contexts,
+            store=MemoryRunStore(),
+            observers=observers,
+            runtime=options.runtime,
+        )
+        spec = RunSpec(
+            run_id=run_id,
+            question=options.question,
+            context=context,
+            model=models[ROOT_ALIAS],
+            depth=0,
+            account=account,
+        )
+        return await run_to_end(tree, spec, serve_broker)
+
+
+@asynccontextmanager
+async def _staged(contexts: ContextStore, paths: Sequence[Path]) -> AsyncIterator[StagedContext]:
+    """The staged context, for the length of the block. Cancelling stops the staging between two chunks."""
+    stopped = False
+    staging = asyncio.ensure_future(
+        asyncio.to_thread(contexts.stage_paths, LOCAL_TENANT, paths, cancelled=lambda: stopped)
+    )
+    try:
+        context = await asyncio.shield(staging)
+    except asyncio.CancelledError:
+        stopped = True
+        await asyncio.wait((staging,))
+        raise
+    try:
+        yield context
+    finally:
+        contexts.release(context)
+
+
+def _prices(options: RunOptions, names: Sequence[str]) -> dict[str, ModelCard]:
+    """Cards from the prices on the command line; they hold for both models."""
+    price_input, price_output = options.price_input_usd_per_mtok, options.price_output_usd_per_mtok
+    if price_input is None and price_output is None:
+        return {}
+    if price_input is None or price_output is None:
+        raise InvalidRequestError("give both --price-input and --price-output, or neither")
+    return {name: priced_by_hand(name, input_usd=price_input, output_usd=price_output) for name in names}

@@ -178,9 +178,11 @@ class Ledger:
             self.waiting.append(request)
         return request
 
-    def withdraw(self, request: Request) -> None:
-        """Give up waiting. Those behind may go on."""
-        if request.standing is Standing.WAITING:
+    def give_up(self, request: Request) -> None:
+        """Stop waiting, or give back unused what was granted at the last moment. Those behind may go on."""
+        if request.standing is Standing.GRANTED:
+            self.settle(request)
+        elif request.standing is Standing.WAITING:
             request.standing = Standing.WITHDRAWN
             self.waiting.remove(request)
             self._serve_waiting()

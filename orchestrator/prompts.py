@@ -1,5 +1,7 @@
 """All text we write for a model. Untrusted text is placed between our words, never formatted into a template."""
 
+from collections.abc import Sequence
+
 from orchestrator.cells import CellOutcome, CellResult
 
 SYSTEM = """\
@@ -93,6 +95,40 @@ def task(question: str, *, depth: int, context_shape: str, levels_below: int) ->
             context_shape,
         )
     )
+
+
+def context_shape(
+    *,
+    is_files: bool,
+    length_bytes: int,
+    chars: int,
+    lines: int,
+    files: int,
+    names: Sequence[tuple[str, int]],
+    replaced: int,
+) -> str:
+    """What a model is told about a context before it looks: sizes and names, never content.
+
+    Args:
+        is_files: A mapping of files, or one text.
+        length_bytes: UTF-8.
+        chars: Code points.
+        lines: Newlines, and one more for a last line without one.
+        files: 0 for one text.
+        names: The first file names with their lengths in bytes, already made visible.
+        replaced: Times U+FFFD stands for bytes that were not UTF-8.
+    """
+    size = f"{chars:,} characters, {lines:,} lines, {length_bytes:,} bytes of UTF-8"
+    if not is_files:
+        parts = [f"one text: {size}"]
+    else:
+        parts = [f"a mapping of {files:,} files: {size} in all"]
+        parts += [f"- {name} ({name_bytes:,} bytes)" for name, name_bytes in names]
+        if files > len(names):
+            parts.append(f"- ... and {files - len(names):,} more")
+    if replaced:
+        parts.append(f"{replaced:,} sequences that were not UTF-8 stand as U+FFFD.")
+    return "\n".join(parts)
 
 
 def cell_report(result: CellResult) -> str:

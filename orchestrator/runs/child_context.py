@@ -1,0 +1,132 @@
+"""What a child run gets to see, as its parent's cell may name it, and turning that into a staged context."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from orchestrator.contexts.store import ContextStore, StagedContext, Upload
+from orchestrator.errors import InvalidRequestError
+from orchestrator.ids import TenantId
+from orchestrator.limits import MAX_INLINE_CONTEXT_BYTES, MAX_UPLOAD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class InlineText:
+    """A text in the request itself."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRange:
+    """A byte range of a text of the parent's own context."""
+
+    path: str
+    start_byte: int
+    end_byte: int
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPaths:
+    """Some files of the parent's own context."""
+
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """What an upload of this run returned."""
+
+    upload_id: str
+
+
+ContextChoice: TypeAlias = InlineText | OwnRange | OwnPaths | Uploaded
+
+
+class ChildContexts:
+    """The contexts that one run may hand to its children: parts of its own, and what it uploaded."""
+
+    def __init__(self, contexts: ContextStore, tenant_id: TenantId, own: StagedContext) -> None:
+        self._contexts = contexts
+        self._tenant_id = tenant_id
+        self._own = own
+        self._uploads: dict[str, StagedContext] = {}
+        self._uploaded_bytes = 0
+
+    def fingerprint(self, choice: ContextChoice) -> str:
+        """Equal for choices that give a child the same context, whatever this run's uploads are called."""
+        if isinstance(choice, Uploaded):
+            return self._upload(choice).content_id
+        own = "" if isinstance(choice, InlineText) else self._own.content_id
+        return hashlib.sha256(f"{own}\0{choice!r}".encode()).hexdigest()
+
+    async def stage(self, choice: ContextChoice) -> StagedContext:
+        """The child's context, which the caller must release.
+
+        Raises:
+            InvalidRequestError: The choice makes no sense.
+            ContextInputError: This run's context has no such part.
+        """
+        match choice:
+            case InlineText() if len(choice.data) > MAX_INLINE_CONTEXT_BYTES:
+                raise InvalidRequestError(
+                    f"a context in a request has at most {MAX_INLINE_CONTEXT_BYTES:,} bytes; upload a larger one"
+                )
+            case InlineText():
+                return await self._in_thread(lambda: self._contexts.stage_text(self._tenant_id, choice.data))
+            case OwnRange():
+                return await self._in_thread(
+                    lambda: self._contexts.derive_range(
+                        self._own, choice.path, choice.start_byte, choice.end_byte
+                    )
+                )
+            case OwnPaths():
+                return await self._in_thread(lambda: self._contexts.derive_paths(self._own, choice.paths))
+            case Uploaded():
+                whole = self._upload(choice)
+                return await self._in_thread(lambda: _another_reference(self._contexts, whole))
+
+    def begin_upload(self) -> Upload:
+        """An upload to be used in a `with` block and handed to `finish_upload` in it."""
+        return self._contexts.upload(self._tenant_id, max_bytes=MAX_UPLOAD_BYTES - self._uploaded_bytes)
+
+    async def finish_upload(self, upload: Upload) -> str:
+        """Keep a finished upload until the run ends; its id."""
+        staged = await self._in_thread(upload.finish)
+        self._uploaded_bytes += staged.manifest.text_bytes
+        upload_id = f"u{len(self._uploads) + 1}"
+        self._uploads[upload_id] = staged
+        return upload_id
+
+    def close(self) -> None:
+        """Drop the uploads."""
+        for staged in self._uploads.values():
+            self._contexts.release(staged)
+        self._uploads.clear()
+
+    def _upload(self, choice: Uploaded) -> StagedContext:
+        staged = self._uploads.get(choice.upload_id)
+        if staged is None:
+            raise InvalidRequestError("this run has no such upload")
+        return staged
+
+    async def _in_thread(self, work: Callable[[], StagedContext]) -> StagedContext:
+        """Staging is disk work. A context made for a caller who was cancelled meanwhile is released."""
+        staging = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(staging)
+        except asyncio.CancelledError:
+            staging.add_done_callback(self._release_unwanted)
+            raise
+
+    def _release_unwanted(self, staging: asyncio.Future[StagedContext]) -> None:
+        if not staging.cancelled() and staging.exception() is None:
+            self._contexts.release(staging.result())
+
+
+def _another_reference(contexts: ContextStore, whole: StagedContext) -> StagedContext:
+    if whole.manifest.kind == "files":
+        return contexts.derive_paths(whole, [entry.path for entry in whole.manifest.entries])
+    return contexts.derive_range(whole, "", 0, whole.manifest.entries[0].length_bytes)

@@ -1,0 +1,173 @@
+"""Every call to a model, of turns and sub-calls alike: reserve, journal, call, settle.
+
+One hold per attempt, taken when a provider slot is free, so that only what is in flight holds anything.
+The settlement is synchronous and in a `finally`: nothing can come between an attempt and its bill.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.budget import ZERO, Account, Amounts, Ask, Ledger, Request
+from orchestrator.conversation import Conversation
+from orchestrator.errors import Billing, DeadlineExceededError, ModelError
+from orchestrator.estimate import input_bound_tokens
+from orchestrator.ids import TenantId
+from orchestrator.limits import MODEL_ATTEMPTS, MODEL_CALL_TIMEOUT_S
+from orchestrator.models.port import Completion, Model, ModelRequest
+from orchestrator.models.retry import with_retries
+from orchestrator.pricing import ModelCard, Usage
+from orchestrator.runs.holds import take_hold
+from orchestrator.runs.recorder import Recorder
+from orchestrator.shielding import run_shielded
+from orchestrator.store.port import LedgerEntry
+from orchestrator.trajectory import CallHeld, CallSettled
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """What to ask of a model, and who pays."""
+
+    call: str
+    """Its name in the run's events."""
+    model: Model
+    system: str
+    conversation: Conversation
+    python_tool: bool
+    output_tokens: int
+    least_output_tokens: int
+    """Equal to `output_tokens` when it may not shrink."""
+    keep: Amounts | None = None
+    last_answer: bool = False
+
+
+class ModelCalls:
+    """The way of one run tree to its models."""
+
+    def __init__(
+        self, tenant_id: TenantId, ledger: Ledger, *, max_concurrency: int, deadline_at_s: float
+    ) -> None:
+        """Args:
+        tenant_id: Who pays.
+        ledger: Of the run tree.
+        max_concurrency: Provider calls in flight at once.
+        deadline_at_s: The run tree's deadline on `time.monotonic`'s clock.
+        """
+        self._tenant_id = tenant_id
+        self._ledger = ledger
+        self._provider_slots = asyncio.Semaphore(max_concurrency)
+        self._deadline_at_s = deadline_at_s
+
+    def left_s(self) -> float:
+        """Seconds until the deadline."""
+        return self._deadline_at_s - time.monotonic()
+
+    async def ask(
+        self,
+        wish: Wish,
+        account: Account,
+        recorder: Recorder,
+        *,
+        on_dispatch: Callable[[], None] = lambda: None,
+    ) -> Completion:
+        """A completion, retried as long as that makes sense.
+
+        Args:
+            wish: What to ask.
+            account: Pays, with all its ancestors.
+            recorder: Of the run that asks.
+            on_dispatch: Called when an attempt goes out: from then on it may cost money.
+
+        Raises:
+            BudgetExceededError: It can't be paid.
+            DeadlineExceededError: The run's deadline came first.
+            ModelError: The provider failed, and trying again makes no sense.
+        """
+        ask = Ask(
+            fixed=call_amounts(
+                wish.model.card,
+                input_bound_tokens(wish.system, wish.conversation, python_tool=wish.python_tool),
+            ),
+            output_tokens=min(wish.output_tokens, wish.model.card.max_output_tokens),
+            least_output_tokens=min(wish.least_output_tokens, wish.model.card.max_output_tokens),
+            output_microusd_per_mtok=wish.model.card.dearest_output(
+                input_bound_tokens(wish.system, wish.conversation, python_tool=wish.python_tool)
+            ),
+            keep=wish.keep,
+            last_answer=wish.last_answer,
+        )
+
+        async def attempt(number: int) -> Completion:
+            async with self._provider_slots:
+                hold = await take_hold(self._ledger, account, ask, timeout_s=self.left_s())
+                return await self._attempt(number, wish, hold, recorder, on_dispatch)
+
+        return await with_retries(attempt, deadline=self.left_s, attempts=MODEL_ATTEMPTS)
+
+    async def _attempt(
+        self, number: int, wish: Wish, hold: Request, recorder: Recorder, on_dispatch: Callable[[], None]
+    ) -> Completion:
+        usage, confirmed, unconfirmed, failure = Usage(), ZERO, ZERO, "cancelled"
+        started_s = time.monotonic()
+        try:
+            await recorder.record(
+                CallHeld(call=wish.call, attempt=number, model=wish.model.card.name, held=hold.amounts)
+            )
+            request = self._request(wish, hold.output_tokens)
+            on_dispatch()
+            unconfirmed = hold.amounts
+            completion = await wish.model.client.complete(request)
+            usage, unconfirmed, failure = completion.usage, ZERO, ""
+            confirmed = Amounts(usage.total, wish.model.card.cost_microusd(usage), 1)
+            return completion
+        except ModelError as error:
+            failure = str(error)
+            if error.billing is Billing.NOTHING:
+                unconfirmed = ZERO
+            raise
+        finally:
+            self._ledger.settle(hold, confirmed=confirmed, unconfirmed=unconfirmed)
+            settled = CallSettled(
+                call=wish.call,
+                attempt=number,
+                model=wish.model.card.name,
+                usage=usage,
+                confirmed=confirmed,
+                unconfirmed=unconfirmed,
+                error=failure,
+                duration_s=time.monotonic() - started_s,
+            )
+            entry = LedgerEntry(
+                tenant_id=self._tenant_id,
+                run_id=recorder.run_id,
+                call=wish.call,
+                attempt=number,
+                confirmed=confirmed,
+                unconfirmed=unconfirmed,
+            )
+            await run_shielded(recorder.record(settled, ledger_entries=(entry,)))
+
+    def _request(self, wish: Wish, max_tokens: int) -> ModelRequest:
+        left_s = self.left_s()
+        if left_s <= 0:
+            raise DeadlineExceededError("the run's deadline passed")
+        return ModelRequest(
+            model=wish.model.card.name,
+            system=wish.system,
+            conversation=wish.conversation,
+            python_tool=wish.python_tool,
+            max_tokens=max_tokens,
+            timeout_s=min(MODEL_CALL_TIMEOUT_S, left_s),
+        )
+
+
+def call_amounts(card: ModelCard, input_tokens: int) -> Amounts:
+    """What a call of at most so many input tokens can cost before it writes a word."""
+    cost_microusd = -(-input_tokens * card.dearest_input(input_tokens) // 1_000_000)
+    return Amounts(tokens=input_tokens, cost_microusd=cost_microusd, calls=1)
+
+
+def output_cost_microusd(card: ModelCard, input_tokens: int, output_tokens: int) -> int:
+    """What so much output can cost behind an input of at most so many tokens."""
+    return -(-output_tokens * card.dearest_output(input_tokens) // 1_000_000)

@@ -1,0 +1,319 @@
+"""Drives one run, root or child, from its question to its end.
+
+The turn machine decides; this file carries out. Whatever ends the run, its sandbox is gone, its sub-calls are
+over and settled, and its end is recorded before `run_to_end` returns or raises.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+
+from orchestrator import prompts, turn
+from orchestrator.budget import Amounts
+from orchestrator.cells import CellClock
+from orchestrator.contexts.manifest import Shape
+from orchestrator.errors import (
+    BudgetExceededError,
+    DeadlineExceededError,
+    MachineError,
+    ModelError,
+    OrchestratorError,
+    SandboxError,
+)
+from orchestrator.estimate import input_bound_tokens, utf8_bytes
+from orchestrator.limits import (
+    LAST_ANSWER_MAX_TOKENS,
+    LEAST_TURN_MAX_TOKENS,
+    MAX_CALLS_IN_GUEST,
+    OUTPUT_HEAD_BYTES,
+    OUTPUT_TAIL_BYTES,
+    TURN_MAX_TOKENS,
+)
+from orchestrator.rpc.guest_server import AddServices
+from orchestrator.runs.model_calls import Wish, call_amounts, output_cost_microusd
+from orchestrator.runs.sub_calls import SubCalls
+from orchestrator.runs.tree import RunResult, RunSpec, RunTree
+from orchestrator.sandbox.lease import LeasedSandbox
+from orchestrator.shielding import run_shielded
+from orchestrator.trajectory import (
+    CellEnded,
+    CellStarted,
+    HistoryCompacted,
+    ModelReplied,
+    RunEnded,
+    RunStarted,
+    SandboxLeased,
+    TurnStarted,
+)
+from orchestrator.turn import Outcome
+
+_log = logging.getLogger(__name__)
+
+_TURNS_PER_BUDGET = 16
+"""No turn may write more than this part of the budget, so that a small one lasts for a few."""
+DETACHED_GRACE_S = 5.0
+"""How long the end of a run waits for sub-calls that its last cell left at a provider."""
+
+ServeBroker = Callable[[SubCalls], AddServices]
+"""Makes the broker's gRPC service for one run. Handed in, because the broker stands above this floor."""
+
+
+async def run_to_end(tree: RunTree, spec: RunSpec, serve_broker: ServeBroker) -> RunResult:
+    """Run a question to its end, in a sandbox of its own.
+
+    Cancelling it ends the run as `cancelled`; the cancellation is then raised.
+
+    Raises:
+        MachineError: The machine lacks something; only before the first turn.
+    """
+    return await _Run(tree, spec, serve_broker).to_end()
+
+
+class _Run:
+    def __init__(self, tree: RunTree, spec: RunSpec, serve_broker: ServeBroker) -> None:
+        self._tree = tree
+        self._spec = spec
+        self._serve_broker = serve_broker
+        self._recorder = tree.recorder(spec.run_id)
+        self._sub_calls = SubCalls(tree, spec, self._recorder, self._run_child)
+        self._lease = AsyncExitStack()
+        self._sandbox: LeasedSandbox | None = None
+        self._turn = 0
+        self._found_so_far = ""
+
+    async def to_end(self) -> RunResult:
+        started_s = time.monotonic()
+        end = turn.End(Outcome.CANCELLED, None, "the run was cancelled")
+        await self._record_start()
+        try:
+            async with asyncio.timeout(self._tree.calls.left_s()):
+                async with self._tree.slots.take(self._spec.depth):
+                    try:
+                        end = await self._loop()
+                    finally:
+                        await run_shielded(self._lease.aclose())
+        except TimeoutError:
+            end = turn.End(Outcome.DEADLINE, None, "the run's deadline passed")
+        except MachineError as error:
+            end = turn.End(Outcome.INTERNAL_ERROR, None, str(error))
+            raise
+        except SandboxError as error:
+            end = turn.End(Outcome.SANDBOX_LOST, None, str(error))
+        except OrchestratorError as error:
+            end = turn.End(Outcome.INTERNAL_ERROR, None, str(error))
+        except Exception:
+            # Whatever it is, it must not take the other runs of this process down or lose this one's record.
+            _log.exception("run %s failed", self._spec.run_id)
+            end = turn.End(Outcome.INTERNAL_ERROR, None, "the orchestrator failed; its log has the details")
+        finally:
+            await run_shielded(self._finish(end, time.monotonic() - started_s))
+        return RunResult(
+            outcome=end.outcome,
+            answer=end.answer,
+            why=end.why,
+            found_so_far="" if end.answer is not None else self._found_so_far,
+            turns=self._turn,
+        )
+
+    async def _loop(self) -> turn.End:
+        await self._lease_sandbox()
+        task = prompts.task(
+            self._spec.question,
+            depth=self._spec.depth,
+            context_shape=_describe(self._spec.context.manifest.shape),
+            levels_below=self._sub_calls.levels_below(),
+        )
+        state, actions = turn.start(
+            task, max_turns=self._tree.limits.max_turns, window_tokens=self._spec.model.card.window_tokens
+        )
+        while True:
+            for action in actions:
+                if isinstance(action, turn.Compacted):
+                    await self._recorder.record(
+                        HistoryCompacted(
+                            turn=self._turn, reports=action.reports, freed_bytes=action.freed_bytes
+                        )
+                    )
+            match actions[-1]:
+                case turn.AskModel() as ask:
+                    event = await self._ask_model(ask)
+                case turn.RunCell() as cell:
+                    event = await self._run_cell(cell.code)
+                case turn.ReplaceSandbox():
+                    event = await self._replace_sandbox()
+                case turn.End() as end:
+                    return end
+                case turn.Compacted():
+                    raise AssertionError("a compaction is never the last action")
+            state, actions = turn.step(state, event)
+
+    # --- The model ------------------------------------------------------------------------------------
+
+    async def _ask_model(self, ask: turn.AskModel) -> turn.Event:
+        self._turn = ask.turn
+        bound = input_bound_tokens(prompts.SYSTEM, ask.conversation, python_tool=True)
+        await self._recorder.record(TurnStarted(turn=ask.turn, request_bytes=bound))
+        output_tokens, least_output_tokens = self._turn_output(ask)
+        wish = Wish(
+            call=f"turn-{ask.turn}",
+            model=self._spec.model,
+            system=prompts.SYSTEM,
+            conversation=ask.conversation,
+            python_tool=True,
+            output_tokens=output_tokens,
+            least_output_tokens=least_output_tokens,
+            keep=None if ask.last_answer or self._spec.depth else self._keep(bound, output_tokens),
+            last_answer=ask.last_answer and not self._spec.depth,
+        )
+        try:
+            completion = await self._tree.calls.ask(wish, self._spec.account, self._recorder)
+        except BudgetExceededError as error:
+            return turn.BudgetShort(str(error))
+        except DeadlineExceededError as error:
+            return turn.Stopped(Outcome.DEADLINE, str(error))
+        except ModelError as error:
+            return turn.Stopped(Outcome.MODEL_FAILED, str(error))
+        said = completion.reply
+        self._found_so_far = said.text.strip() or self._found_so_far
+        await self._recorder.record(
+            ModelReplied(
+                turn=ask.turn,
+                content=self._recorder.text(
+                    json.dumps([dict(block) for block in said.content], ensure_ascii=False)
+                ),
+                stop=said.stop.value,
+            )
+        )
+        return turn.ModelReplied(said, completion.usage.total)
+
+    def _turn_output(self, ask: turn.AskModel) -> tuple[int, int]:
+        """What the model may write, most and least. A small budget is not to be spent in one turn."""
+        if ask.last_answer:
+            return LAST_ANSWER_MAX_TOKENS, min(LEAST_TURN_MAX_TOKENS, LAST_ANSWER_MAX_TOKENS) // 4
+        limits = self._tree.limits
+        price = self._spec.model.card.dearest_output(0)
+        affordable = (
+            limits.max_cost_microusd * 1_000_000 // (_TURNS_PER_BUDGET * price) if price else TURN_MAX_TOKENS
+        )
+        most = min(TURN_MAX_TOKENS, limits.max_tokens // _TURNS_PER_BUDGET, affordable)
+        return max(most, LEAST_TURN_MAX_TOKENS), LEAST_TURN_MAX_TOKENS
+
+    def _keep(self, bound_tokens: int, output_tokens: int) -> Amounts:
+        """What the last answer needs after this turn, whose reply and report it will have to read."""
+        report_tokens = min(
+            OUTPUT_HEAD_BYTES + OUTPUT_TAIL_BYTES, self._tree.limits.max_tokens // _TURNS_PER_BUDGET
+        )
+        answer_tokens = min(LAST_ANSWER_MAX_TOKENS, output_tokens)
+        input_tokens = bound_tokens + output_tokens + report_tokens + utf8_bytes(prompts.BUDGET_USED_UP)
+        card = self._spec.model.card
+        return call_amounts(card, input_tokens).plus(
+            Amounts(
+                tokens=answer_tokens, cost_microusd=output_cost_microusd(card, input_tokens, answer_tokens)
+            )
+        )
+
+    # --- The sandbox ----------------------------------------------------------------------------------
+
+    async def _lease_sandbox(self) -> None:
+        lease = self._tree.leases.open(
+            lambda directory: self._tree.contexts.link_into(self._spec.context, directory),
+            runtime=self._tree.runtime,
+            guest_services=(self._serve_broker(self._sub_calls),),
+            max_concurrent_calls=min(MAX_CALLS_IN_GUEST, self._tree.limits.max_concurrency),
+        )
+        sandbox = self._sandbox = await self._lease.enter_async_context(lease)
+        await self._recorder.record(
+            SandboxLeased(
+                sandbox_id=sandbox.sandbox_id,
+                runtime=sandbox.runtime,
+                image=sandbox.image,
+                hash_seed=sandbox.hash_seed,
+                wait_s=sandbox.wait_s,
+            )
+        )
+
+    async def _replace_sandbox(self) -> turn.Event:
+        lost, self._lease, self._sandbox = self._lease, AsyncExitStack(), None
+        await run_shielded(lost.aclose())
+        try:
+            await self._lease_sandbox()
+        except (SandboxError, MachineError) as error:
+            return turn.Stopped(Outcome.SANDBOX_LOST, f"the sandbox was lost and not replaced: {error}")
+        return turn.SandboxReplaced()
+
+    async def _run_cell(self, code: str) -> turn.Event:
+        assert self._sandbox is not None, "a cell follows a lease"  # noqa: S101 - the loop's own order
+        await self._recorder.record(CellStarted(turn=self._turn, code=self._recorder.text(code)))
+        limits = self._tree.limits
+        clock = CellClock(
+            started_s=time.monotonic(),
+            cell_timeout_s=limits.cell_timeout_s,
+            cell_cpu_s=limits.cell_cpu_s,
+            cell_ceiling_s=limits.cell_ceiling_s,
+        )
+        with self._sub_calls.executing(self._turn, clock):
+            result = await self._sandbox.run_cell(code, clock)
+        self._found_so_far = result.output.strip() or self._found_so_far
+        await self._recorder.record(
+            CellEnded(
+                turn=self._turn,
+                outcome=result.outcome.value,
+                output=self._recorder.text(result.output),
+                output_bytes=result.output_bytes,
+                cut_bytes=result.cut_bytes,
+                traceback=self._recorder.text(result.traceback),
+                status=result.status,
+                lost_variables=result.lost_variables,
+                duration_s=result.duration_s,
+                guest_s=result.guest_s,
+            )
+        )
+        return turn.CellEnded(result)
+
+    # --- Beginning and end ----------------------------------------------------------------------------
+
+    async def _run_child(self, tree: RunTree, spec: RunSpec) -> RunResult:
+        return await run_to_end(tree, spec, self._serve_broker)
+
+    async def _record_start(self) -> None:
+        spec = self._spec
+        await self._recorder.record(
+            RunStarted(
+                question=self._recorder.text(spec.question),
+                context=_describe(spec.context.manifest.shape),
+                model=spec.model.card.name,
+                sub_model=self._tree.model("").card.name,
+                depth=spec.depth,
+                parent=spec.parent,
+                parent_call=spec.parent_call,
+                limits=asdict(self._tree.limits),
+            )
+        )
+
+    async def _finish(self, end: turn.End, duration_s: float) -> None:
+        await self._sub_calls.aclose(DETACHED_GRACE_S if end.outcome is not Outcome.CANCELLED else 0.0)
+        await self._recorder.record(
+            RunEnded(
+                outcome=end.outcome.value,
+                answer=None if end.answer is None else self._recorder.text(end.answer),
+                error=end.why,
+                turns=self._turn,
+                duration_s=duration_s,
+            )
+        )
+
+
+def _describe(shape: Shape) -> str:
+    return prompts.context_shape(
+        is_files=shape.kind == "files",
+        length_bytes=shape.length_bytes,
+        chars=shape.chars,
+        lines=shape.lines,
+        files=shape.files,
+        names=shape.names,
+        replaced=shape.replaced,
+    )

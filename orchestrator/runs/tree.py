@@ -1,0 +1,94 @@
+"""What all runs of one run tree share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.budget import Account, Amounts, Ledger
+from orchestrator.contexts.store import ContextStore, StagedContext
+from orchestrator.errors import ModelNotAllowedError
+from orchestrator.ids import RunId, TenantId
+from orchestrator.limits import RunLimits
+from orchestrator.models.port import Model
+from orchestrator.runs.admission import TreeSlots
+from orchestrator.runs.model_calls import ModelCalls
+from orchestrator.runs.recorder import Observer, Recorder
+from orchestrator.sandbox.lease import SandboxLeases
+from orchestrator.store.port import RunStore
+from orchestrator.turn import Outcome
+
+ROOT_ALIAS = "root"
+SUB_ALIAS = "sub"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunTree:
+    """One run tree: its money, its models, its sandboxes, its record."""
+
+    tenant_id: TenantId
+    limits: RunLimits
+    ledger: Ledger
+    account: Account
+    """Of the whole tree; the root run pays from it directly."""
+    models: Mapping[str, Model]
+    """By name, and by the aliases `root` and `sub`. No other model can be asked for."""
+    calls: ModelCalls
+    slots: TreeSlots
+    leases: SandboxLeases
+    contexts: ContextStore
+    store: RunStore
+    observers: Sequence[Observer]
+    runtime: str
+
+    def model(self, name: str) -> Model:
+        """A model of this tree; an empty name is the sub-call model.
+
+        Raises:
+            ModelNotAllowedError: It is none of this tree's.
+        """
+        model = self.models.get(name or SUB_ALIAS)
+        if model is None:
+            allowed = ", ".join(sorted(self.models))
+            raise ModelNotAllowedError(f"this run has no model of that name; it has: {allowed}")
+        return model
+
+    def recorder(self, run_id: RunId) -> Recorder:
+        """The one writer of a run's events."""
+        return Recorder(run_id, self.store, self.observers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """One run of a tree, root or child."""
+
+    run_id: RunId
+    question: str
+    context: StagedContext
+    model: Model
+    depth: int
+    account: Account
+    """What it pays from: the tree's, or one of its own below its parent's."""
+    parent: RunId | None = None
+    parent_call: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """How a run ended."""
+
+    outcome: Outcome
+    answer: str | None
+    why: str
+    """Why there is no answer; empty otherwise."""
+    found_so_far: str
+    """Without an answer: the last thing a cell printed or the model said."""
+    turns: int
+
+
+def limit_amounts(limits: RunLimits) -> Amounts:
+    """A tree's limits as its account counts them."""
+    return Amounts(
+        tokens=limits.max_tokens,
+        cost_microusd=limits.max_cost_microusd,
+        calls=limits.max_calls,
+        child_runs=limits.max_child_runs,
+    )
