@@ -76,8 +76,8 @@ async def run(
 ) -> RunReport:
     """Answer one question, and leave nothing behind.
 
-    Cancelling it ends the run with its containers gone; what was spent is then in the events only. The answer
-    and everything else that a model or a guest wrote is hostile text: make it visible before a terminal sees it.
+    Cancelling it ends the run with its containers gone; what was spent is then in the events only. Whatever
+    a model or a guest wrote, the answer too, is hostile text: make it visible before a terminal sees it.
 
     Args:
         options: The question and its limits.

@@ -1,8 +1,8 @@
 """One orchestrator process on one machine: its private directory, its lock, its block of uids.
 
-Who is alive is known by lock, not by label: an instance holds a `flock` for as long as it lives, and the kernel
-lets go of it whatever ends the process. Everything under the directory of an instance whose lock is free was
-left behind, and so were the containers that carry its id.
+Who is alive is known by lock, not by label: an instance holds a `flock` for as long as it lives, and the
+kernel lets go of it whatever ends the process. Everything under the directory of an instance whose lock is
+free was left behind, and so were the containers that carry its id.
 """
 
 import fcntl

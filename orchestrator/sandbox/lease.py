@@ -14,14 +14,17 @@ from pathlib import Path
 from rlm_proto.v1 import sandbox_pb2_grpc
 
 from orchestrator.cells import CellClock, CellResult
+from orchestrator.errors import SandboxStartError
 from orchestrator.ids import SandboxId, new_sandbox_id
 from orchestrator.limits import WORKER_DIAL_IN_S
 from orchestrator.rpc.guest_server import AddServices, guest_server
 from orchestrator.sandbox.instance import Instance
-from orchestrator.sandbox.port import SandboxDriver, SandboxSpec
+from orchestrator.sandbox.port import Ending, SandboxDriver, SandboxSpec
 from orchestrator.sandbox.session import CpuMeter, SandboxSession
 from orchestrator.shielding import run_shielded
 
+_LOOK_AT_START_S = 2.0
+"""How often the engine is asked whether a sandbox that has not dialled in still runs."""
 _STR_SHARE = 4
 """A context text is a real str up to this fraction of the sandbox's memory (design, section 4)."""
 
@@ -99,7 +102,7 @@ class SandboxLeases:
             async with guest_server(socket_dir, services, group_id=uid):
                 await self._driver.start(spec)
                 try:
-                    await session.wait_ready(WORKER_DIAL_IN_S)
+                    await self._wait_ready(session, sandbox_id)
                     await session.lease(
                         max_concurrent_calls=max_concurrent_calls, max_str_bytes=self._max_str_bytes
                     )
@@ -113,3 +116,11 @@ class SandboxLeases:
                     )
                 finally:
                     await run_shielded(self._driver.destroy(sandbox_id))
+
+    async def _wait_ready(self, session: SandboxSession, sandbox_id: SandboxId) -> None:
+        give_up_s = time.monotonic() + WORKER_DIAL_IN_S
+        while not await session.ready_within(_LOOK_AT_START_S):
+            if await self._driver.ending(sandbox_id) is not Ending.RUNNING:
+                raise SandboxStartError("the sandbox ended before its worker dialled in")
+            if time.monotonic() >= give_up_s:
+                raise SandboxStartError(f"the sandbox's worker did not dial in within {WORKER_DIAL_IN_S:g} s")
