@@ -1,1 +1,1 @@
-"""What goes into a sandbox: the worker, and how its image is made. Nothing here is imported by the orchestrator."""
+"""What runs inside a sandbox. It shares nothing with the orchestrator but the protos."""

@@ -1,0 +1,84 @@
+"""When SIGINT may raise: only while a cell's code runs.
+
+Rules:
+
+1. Between cells SIGINT does nothing.
+2. While a cell runs it raises `CellInterrupt` in the main thread, wherever the code is.
+3. Where half a step would break us (a frame half sent), it waits for the end of `held`.
+4. In an async cell the first one cancels the cell's task, so that `finally` blocks can await; the next raises.
+"""
+
+import asyncio
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class CellInterrupt(KeyboardInterrupt):
+    """The orchestrator stopped this cell. Shown as the KeyboardInterrupt it is."""
+
+
+CellInterrupt.__name__ = CellInterrupt.__qualname__ = "KeyboardInterrupt"
+CellInterrupt.__module__ = "builtins"
+
+
+class Interrupts:
+    """The SIGINT handler and its state. Only the main thread touches it: Python runs handlers nowhere else."""
+
+    def __init__(self) -> None:
+        self.fired = False
+        """Whether the present cell has been interrupted."""
+        self._armed = False
+        self._held = 0
+        self._pending = False
+        self._task: asyncio.Task[object] | None = None
+        self._main_thread = threading.main_thread()
+
+    def arm(self) -> None:
+        """A cell's code starts. A cell may have put another handler in place; ours comes back."""
+        signal.signal(signal.SIGINT, self._handle)
+        self.fired = False
+        self._pending = False
+        self._armed = True
+
+    def disarm(self) -> None:
+        """The cell's code is over."""
+        self._armed = False
+        self._task = None
+
+    def cancel_first(self, task: asyncio.Task[object]) -> None:
+        """The cell is async and `task` is its code."""
+        self._task = task
+
+    def __enter__(self) -> None:
+        """Hold interrupts back, in the main thread; other threads get none anyway. Nests."""
+        if threading.current_thread() is self._main_thread:
+            self._held += 1
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if threading.current_thread() is self._main_thread:
+            self._held -= 1
+            if self._pending and not self._held:
+                self._pending = False
+                self._interrupt()
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if not self._armed:
+            return
+        if self._held:
+            self._pending = True
+        else:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        first = not self.fired
+        self.fired = True
+        if first and self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        else:
+            raise CellInterrupt("the cell was interrupted")

@@ -1,0 +1,163 @@
+"""The interpreter's end of the call socket."""
+
+import itertools
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox_image.worker import protocol
+from sandbox_image.worker.frames import Frame, FrameDecoder, encode_head
+from sandbox_image.worker.interpreter.errors import NotExecuting, SubCallCancelled, SubCallError, from_reply
+from sandbox_image.worker.interpreter.interrupts import Interrupts
+
+_RECEIVE_BYTES = 262_144
+# Below this, joining head and payload is cheaper than handing the kernel two buffers.
+_JOIN_BYTES = 4096
+
+_NO_CELL = "no cell is running; make sub-calls from a cell, not from a thread that outlives it"
+_CELL_ENDED = "the cell that made this call has ended"
+_CHILD_PROCESS = (
+    "sub-calls work only in the cell's own process, not in one it forked; "
+    "llm_query_batched runs calls in parallel without processes"
+)
+
+OnReply = Callable[[Frame | None, SubCallError | None], None]
+"""Called once with a reply or an error, in the thread that reads replies or in the one that made the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing to ask of the worker."""
+
+    kind: str
+    header: Mapping[str, Any]
+    payload: bytes = b""
+    windowed: bool = True
+    """Counts towards the calls in flight. Parts of an upload belong to a call that is under way already."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    request_id: int
+    request: Request
+    on_reply: OnReply
+
+
+class CallLink:
+    """Sends requests, at most `window` at a time, from any thread; one thread of its own reads replies.
+
+    The lock covers the state and the socket's sending side. `interrupts` is held around it: a SIGINT that
+    raised in the middle of a frame would leave the rest of the run unreadable.
+    """
+
+    def __init__(self, sock: socket.socket, interrupts: Interrupts) -> None:
+        self.window = 1
+        """Most requests in flight at once."""
+        self._socket = sock
+        self._interrupts = interrupts
+        self._lock = threading.Lock()
+        self._ids = itertools.count(1)
+        self._cell_id: int | None = None
+        self._in_flight: dict[int, _Waiting] = {}
+        self._waiting: deque[_Waiting] = deque()
+        self._reading = False
+        self._in_child = False
+
+    def begin_cell(self, cell_id: int) -> None:
+        """Calls made from here on belong to this cell."""
+        self._cell_id = cell_id
+
+    def end_cell(self) -> None:
+        """Fail every call that has no reply yet, and all made until the next cell begins."""
+        with self._lock:
+            self._cell_id = None
+            if not self._in_flight and not self._waiting:
+                return
+            open_calls = [*self._in_flight.values(), *self._waiting]
+            self._in_flight.clear()
+            self._waiting.clear()
+        for call in open_calls:
+            call.on_reply(None, SubCallCancelled(_CELL_ENDED))
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the socket, which is the parent's."""
+        self._in_child = True
+        self._lock = threading.Lock()
+        self._socket.close()
+
+    def request(self, request: Request, on_reply: OnReply) -> int:
+        """Send a request, at once or when the window allows. Gives the id to cancel it by."""
+        request_id = next(self._ids)
+        refusal: SubCallError | None = None
+        with self._interrupts, self._lock:
+            if self._in_child:
+                refusal = SubCallError(_CHILD_PROCESS)
+            elif self._cell_id is None:
+                refusal = NotExecuting(_NO_CELL)
+            else:
+                self._waiting.append(_Waiting(request_id, request, on_reply))
+                self._send_waiting()
+                self._start_reading()
+        if refusal is not None:
+            on_reply(None, refusal)
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Fail a request that has no reply yet."""
+        with self._interrupts, self._lock:
+            call = self._in_flight.pop(request_id, None)
+            if call is not None:
+                self._send(Frame({"kind": protocol.CANCEL, "id": request_id}))
+                self._send_waiting()
+            else:
+                call = next((one for one in self._waiting if one.request_id == request_id), None)
+                if call is not None:
+                    self._waiting.remove(call)
+        if call is not None:
+            call.on_reply(None, SubCallCancelled("the call was cancelled"))
+
+    def _send_waiting(self) -> None:
+        while self._waiting:
+            call = self._waiting[0]
+            if call.request.windowed and len(self._in_flight) >= self.window:
+                return
+            self._waiting.popleft()
+            self._in_flight[call.request_id] = call
+            header = {"kind": call.request.kind, "id": call.request_id, "cell_id": self._cell_id}
+            self._send(Frame({**header, **call.request.header}, call.request.payload))
+
+    def _send(self, frame: Frame) -> None:
+        head = encode_head(frame.header, len(frame.payload))
+        if len(frame.payload) < _JOIN_BYTES:
+            self._socket.sendall(head + frame.payload)
+        else:
+            self._socket.sendall(head)
+            self._socket.sendall(frame.payload)
+
+    def _start_reading(self) -> None:
+        # Only once it is needed: a thread beside the main one makes Python warn at every fork.
+        if not self._reading:
+            self._reading = True
+            threading.Thread(target=self._read, name="sub-call replies", daemon=True).start()
+
+    def _read(self) -> None:
+        decoder = FrameDecoder()
+        while data := self._socket.recv(_RECEIVE_BYTES):
+            for frame in decoder.feed(data):
+                self._reply(frame)
+
+    def _reply(self, frame: Frame) -> None:
+        with self._lock:
+            call = self._in_flight.pop(frame.header["id"], None)
+            if self._waiting:
+                self._send_waiting()
+        if call is None:
+            return
+        error = frame.header.get("error")
+        if error is None:
+            call.on_reply(frame, None)
+        else:
+            call.on_reply(None, from_reply(error))
