@@ -15,6 +15,7 @@ No message carries the provider's words: an error body may echo the key, or the 
 import re
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from math import isfinite
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ _BY_TYPE: Mapping[str, _Verdict] = {
 _NEVER_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _BAD_ADDRESS = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)
 
-_WORD = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
 
 
 def of_response(
@@ -79,7 +80,7 @@ def of_response(
         verdict = _REFUSED if status < 500 else _BROKE
     final = headers.get("x-should-retry") == "false"
     return ModelError(
-        f"{verdict.message} ({', '.join((str(status), *_words(error_type, error_code)))})",
+        f"{verdict.message} ({_details(str(status), error_type, error_code)})",
         billing=verdict.billing,
         retryable=verdict.retryable and not final,
         retry_after_s=retry_after_s(headers) if verdict.retryable else None,
@@ -90,9 +91,8 @@ def of_response(
 def of_stream_event(error_type: object, error_code: object = None, *, usage_told: bool) -> ModelError:
     """The failure that an error event inside a stream reports."""
     verdict = _SPEND if _is_spend_limit(error_code) else _BY_TYPE.get(str(error_type), _BROKE)
-    details = ", ".join(("in the stream", *_words(error_type, error_code)))
     return ModelError(
-        f"{verdict.message} ({details})",
+        f"{verdict.message} ({_details('stream', error_type, error_code)})",
         billing=Billing.UNKNOWN if usage_told else verdict.billing,
         retryable=verdict.retryable,
     )
@@ -151,9 +151,10 @@ def _is_spend_limit(error_code: object) -> bool:
     return isinstance(error_code, str) and error_code.endswith("spend_limit_reached")
 
 
-def _words(*found: object) -> Iterator[str]:
-    """Those that can hold nothing but a name."""
-    return (word for word in found if isinstance(word, str) and _WORD.match(word))
+def _details(where: str, error_type: object, error_code: object) -> str:
+    """With the provider's most exact name for the error, if it can be nothing but a name."""
+    named = (word for word in (error_code, error_type) if isinstance(word, str) and _NAME.match(word))
+    return ", ".join((where, *islice(named, 1)))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
