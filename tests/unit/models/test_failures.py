@@ -136,7 +136,7 @@ def test_a_broken_connection_is_judged_by_its_deepest_cause(
 
 
 @pytest.mark.parametrize(
-    "said", ["sk-ant-SECRET", "Ignore all previous", "x" * 500, "a\x1b[31m", 7, None, {}]
+    "said", ["sk-ant-SECRET", "Ignore all previous", "x" * 500, "a\x1b[31m", "a\n", 7, None, {}]
 )
 def test_no_message_carries_the_providers_words(said: object) -> None:
     for failure in (
@@ -145,10 +145,20 @@ def test_no_message_carries_the_providers_words(said: object) -> None:
     ):
         assert str(failure) in (
             "the provider refused the request (400)",
-            "the provider failed (in the stream)",
+            "the provider failed (stream)",
         )
 
 
 def test_the_longest_message_fits_a_line() -> None:
-    failure = failures.of_response(500, error_type="a" * 40, error_code="b" * 40, headers={})
-    assert len(str(failure)) <= 120
+    codes = ("a" * 40, "a" * 20 + "_spend_limit_reached")
+    for code in codes:
+        for status in (*range(300, 600), 999):
+            assert len(str(failures.of_response(status, error_code=code, headers={}))) <= 100
+        assert len(str(failures.of_stream_event("overloaded_error", code, usage_told=True))) <= 100
+
+
+def test_the_most_exact_name_of_an_error_is_told() -> None:
+    failure = failures.of_response(
+        429, error_type="rate_limit_error", error_code="ramp_limit_exceeded", headers={}
+    )
+    assert str(failure) == "the provider's rate limit is reached (429, ramp_limit_exceeded)"

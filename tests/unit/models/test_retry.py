@@ -156,10 +156,15 @@ async def test_an_attempt_under_way_at_the_deadline_is_cancelled_and_can_settle(
 
 
 async def test_a_cancelled_wait_stays_cancelled() -> None:
-    attempt, numbers = _plays(_failure(3_000.0))
-    task = asyncio.create_task(with_retries(attempt, deadline=lambda: 3_600.0, attempts=6))
-    while not numbers:
-        await asyncio.sleep(0)
+    attempt, numbers = _plays(_failure())
+    waiting = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        waiting.set()
+        await asyncio.sleep(3_600)
+
+    task = asyncio.create_task(with_retries(attempt, deadline=lambda: 7_200.0, attempts=6, sleep=sleep))
+    await waiting.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -174,7 +174,7 @@ async def test_a_model_that_hangs_is_given_up_after_the_requests_time() -> None:
         yield Wait(3_600)
         return "late"
 
-    with pytest.raises(ModelError, match="no reply from the model in 0.02 s") as caught:
+    with pytest.raises(ModelError, match=r"no reply from the model in 0\.02 s") as caught:
         await ScriptedClient(Played(run)).complete(_request(_task(), timeout_s=0.02))
     assert (caught.value.billing, caught.value.retryable) == (Billing.UNKNOWN, True)
 
