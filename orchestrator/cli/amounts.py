@@ -10,16 +10,24 @@ _MOST_USD = 1_000_000
 _MOST_SECONDS = 30 * 86_400.0
 
 
+def usd(text: str) -> Decimal:
+    """US dollars, exactly. 0 is allowed."""
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if not value.is_finite() or not 0 <= value <= _MOST_USD:
+        raise typer.BadParameter(
+            f"{text[:40]!r} is not an amount of US dollars from 0 to {_MOST_USD:,}, such as 0.50."
+        )
+    return value
+
+
 def microusd(given: str | int) -> int:
     """US dollars as micro-dollars, rounded up. 0 is allowed: it admits models that cost nothing."""
     if isinstance(given, int):
         return given  # a default, which typer passes through here too
-    return int((_usd(given) * _MICROUSD).to_integral_value(rounding=ROUND_CEILING))
-
-
-def usd_per_mtok(text: str) -> float:
-    """A price, in US dollars for a million tokens. 0 is allowed."""
-    return float(_usd(text))
+    return int((usd(given) * _MICROUSD).to_integral_value(rounding=ROUND_CEILING))
 
 
 def seconds(text: str) -> float:
@@ -30,16 +38,4 @@ def seconds(text: str) -> float:
         value = math.nan
     if not 0 < value <= _MOST_SECONDS:
         raise typer.BadParameter(f"{text[:40]!r} is not a number of seconds above 0 and at most 30 days.")
-    return value
-
-
-def _usd(text: str) -> Decimal:
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        value = Decimal("NaN")
-    if not value.is_finite() or not 0 <= value <= _MOST_USD:
-        raise typer.BadParameter(
-            f"{text[:40]!r} is not an amount of US dollars from 0 to {_MOST_USD:,}, such as 0.50."
-        )
     return value

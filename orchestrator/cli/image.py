@@ -2,15 +2,12 @@
 
 import signal
 
-import docker
-from docker.errors import DockerException
-
 from orchestrator.cli import exits
 from orchestrator.cli.exits import Exit
 from orchestrator.config import Settings
-from orchestrator.errors import EngineError, ImageMissingError
-from orchestrator.limits import ENGINE_CALL_S
+from orchestrator.errors import ImageMissingError
 from orchestrator.sandbox import image
+from orchestrator.sandbox.docker_driver import connect_engine
 
 
 def build(settings: Settings) -> Exit:
@@ -21,10 +18,7 @@ def build(settings: Settings) -> Exit:
     """
     # A terminated build must unwind like an interrupted one: it has scripts to end and folders to remove.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        client = docker.from_env(timeout=int(ENGINE_CALL_S))
-    except DockerException as error:
-        raise EngineError(f"no container engine answers; `deploy/setup-host` sets one up: {error}") from error
+    client = connect_engine()
     try:
         built = image.build(client, wheelhouse=settings.state_dir / "wheels", say=exits.tell)
     except OSError as error:

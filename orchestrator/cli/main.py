@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from orchestrator.cli import amounts, exits, signals
+from orchestrator.cli import amounts, exits, held_signals
 from orchestrator.config import Settings, read_settings
 from orchestrator.errors import OrchestratorError
 from orchestrator.limits import RunLimits
@@ -26,15 +26,15 @@ _MOST = 1_000_000_000_000
 _DEFAULTS = RunLimits()
 
 # Typer's own rich output costs a quarter of a second at import, for a help page.
-_app = typer.Typer(
+app = typer.Typer(
     help="Answers questions about contexts far larger than any model's window.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-_image = typer.Typer(help="The sandbox image.", no_args_is_help=True)
-_app.add_typer(_image, name="image")
+image = typer.Typer(help="The sandbox image.", no_args_is_help=True)
+app.add_typer(image, name="image")
 
 
 class Runtime(StrEnum):
@@ -44,7 +44,7 @@ class Runtime(StrEnum):
     RUNSC = "runsc"
 
 
-@_app.command()
+@app.command()
 def run(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What is asked about the context.")],
     *,
@@ -106,14 +106,12 @@ def run(
     ] = _DEFAULTS.cell_timeout_s,
     runtime: Annotated[Runtime, typer.Option(help="runsc is gVisor.")] = Runtime.RUNC,
     price_input: Annotated[
-        float | None,
-        typer.Option(
-            parser=amounts.usd_per_mtok, metavar="USD", help="A million input tokens; if not known."
-        ),
+        Decimal | None,
+        typer.Option(parser=amounts.usd, metavar="USD", help="A million input tokens; if not known."),
     ] = None,
     price_output: Annotated[
-        float | None,
-        typer.Option(parser=amounts.usd_per_mtok, metavar="USD", help="A million output tokens."),
+        Decimal | None,
+        typer.Option(parser=amounts.usd, metavar="USD", help="A million output tokens."),
     ] = None,
     events: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Write every event here (docs/events.md).")
@@ -146,7 +144,7 @@ def run(
     )
     settings = _settings()
     # A signal during the imports must find somebody who prints the object of --json.
-    with signals.held():
+    with held_signals.held():
         from orchestrator.app import RunOptions  # noqa: PLC0415 - a second of docker, grpc and rich
         from orchestrator.cli import run as command  # noqa: PLC0415 - likewise
 
@@ -167,20 +165,20 @@ def run(
     raise typer.Exit(code)
 
 
-@_app.command()
+@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:
     """Look at the engine, its runtimes, the image and the key, and say what to do about each."""
     settings = _settings()
-    with signals.held():
+    with held_signals.held():
         from orchestrator.cli import doctor as command  # noqa: PLC0415 - as in `run`
 
         code = command.doctor(settings, as_json=as_json)
     raise typer.Exit(code)
 
 
-@_image.command("build")
+@image.command("build")
 def image_build() -> None:
     """Build the sandbox image of the present sources, unless it is there."""
     settings = _settings()
@@ -189,12 +187,12 @@ def image_build() -> None:
     raise typer.Exit(command.build(settings))
 
 
-@_image.callback()
+@image.callback()
 def _image_group() -> None:
     """The sandbox image."""
 
 
-@_app.command()
+@app.command()
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as installed  # noqa: PLC0415 - email parsers, for one command
@@ -209,7 +207,7 @@ def _settings() -> Settings:
 def main() -> None:
     """The entry point of `rlm`."""
     try:
-        _app()
+        app()
     except OrchestratorError as error:
         exits.complain(error)
         raise SystemExit(exits.exit_for(error)) from None

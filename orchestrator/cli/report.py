@@ -39,11 +39,17 @@ def as_json(report: RunReport) -> dict[str, object]:
     }
 
 
-def summary(report: RunReport, *, scripted: bool) -> Iterator[str]:
-    """For people, on stderr; hostile text in it is not visible yet."""
+def summary(report: RunReport, *, scripted: bool, notes: bool) -> Iterator[str]:
+    """For people, on stderr; hostile text in it is not visible yet.
+
+    Args:
+        report: What became of the run.
+        scripted: A script played one of its models.
+        notes: Tell those about the context. Plain lines told them when it was staged.
+    """
     label = words.SCRIPTED_LABEL if scripted else ""
-    for note in report.notes:
-        yield f"rlm: context: {note}"
+    if notes:
+        yield from (f"rlm: {note}" for note in report.notes)
     turns = words.many(report.tally.root_turns, "turn")
     why = f": {report.error}" if report.error else ""
     took = words.duration(report.duration_s)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from orchestrator import app
-from orchestrator.app import Observer, RunOptions, RunReport
+from orchestrator.app import RunOptions, RunReport
 from orchestrator.cli import exits, report, signals
 from orchestrator.cli.events_file import EventsFile
 from orchestrator.cli.exits import Exit
@@ -22,6 +22,7 @@ from orchestrator.config import Settings
 from orchestrator.errors import CallerError, InvariantError, MachineError, ModelError, OrchestratorError
 from orchestrator.errors import SandboxError as SandboxFailure
 from orchestrator.ids import RunId
+from orchestrator.runs.recorder import Observer
 from orchestrator.turn import Outcome
 
 Display: TypeAlias = LiveView | PlainLines
@@ -62,7 +63,7 @@ def run(
             stack.callback(file.close)
             observers.insert(0, file)
         end = asyncio.run(_watched(options, settings, tree, display, observers))
-    return _print(end, tree, as_json=as_json)
+    return _print(end, tree, as_json=as_json, live=live)
 
 
 async def _watched(
@@ -121,7 +122,7 @@ def _outcome_of(error: OrchestratorError) -> Outcome:
     return Outcome.INTERNAL_ERROR
 
 
-def _print(end: _End, tree: RunTree, *, as_json: bool) -> Exit:
+def _print(end: _End, tree: RunTree, *, as_json: bool, live: bool) -> Exit:
     began = tree.root is not None
     if isinstance(end.failure, CallerError | MachineError):
         exits.complain(end.failure)
@@ -133,7 +134,7 @@ def _print(end: _End, tree: RunTree, *, as_json: bool) -> Exit:
         exits.tell_block("".join(traceback.format_exception(end.failure)))
         exits.tell("rlm: this is a bug: please report the lines above, after removing what is confidential")
     scripted = tree.root is not None and tree.root.scripted
-    for line in report.summary(end.report, scripted=scripted):
+    for line in report.summary(end.report, scripted=scripted, notes=live):
         exits.tell(line)
     if as_json:
         read = exits.put(json_line(report.as_json(end.report)))

@@ -2,31 +2,16 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+from orchestrator.cli.held_signals import STOPS
 
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+T = TypeVar("T")
 
 
 class StoppedError(Exception):
     """A signal ended the task; it has cleaned up."""
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """Signals that arrive within wait for `until_stopped`.
-
-    For the time in which heavy modules are imported: a signal then would end the process with half a
-    sentence, or none.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def until_stopped(work: Coroutine[Any, Any, T], on_stop: Callable[[int], None]) -> T:
@@ -51,7 +36,7 @@ async def until_stopped(work: Coroutine[Any, Any, T], on_stop: Callable[[int], N
             task.cancel()
 
     # `nohup` and the like ignore a signal on purpose.
-    watched = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    watched = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
     for number in watched:
         loop.add_signal_handler(number, stop)
     before = signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
