@@ -191,7 +191,6 @@ class Reader:
             raise _unreadable(source.typed, error) from error
         with closing(self._walk(fd, prefix)) as files:
             for directory, name, path in files:
-                check_cancelled(self.cancelled)
                 try:
                     file = os.open(name, _FILE_FLAGS, dir_fd=directory)
                 except OSError as error:
@@ -277,6 +276,7 @@ class Reader:
                         self._skip(prefix + name, _KINDS.get(kind, "no regular file"))
         except OSError as error:
             raise _unreadable(prefix or b".", error) from error
+        check_cancelled(self.cancelled)
         keyed.sort(reverse=True)
         return _Level(identity, prefix, [(name, is_directory) for _, name, is_directory in keyed])
 

@@ -17,7 +17,7 @@ CHUNK_BYTES = 1024 * 1024
 """How much is read, checked and written at a time, and between two looks at whether to go on."""
 
 Cancelled = Callable[[], bool]
-"""Asked between chunks and between files; true ends the work. `threading.Event().is_set` is one."""
+"""Asked between chunks, files and directories; true ends the work. `threading.Event().is_set` is one."""
 
 
 def never() -> bool:

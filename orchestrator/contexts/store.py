@@ -302,10 +302,13 @@ class ContextStore:
 
     def _take(self, path: Path, temporary: Path) -> None:
         """One more use of a stored file, which the temporary one becomes or makes way for. Under the lock."""
-        if path in self._uses:
-            temporary.unlink()
-        else:
-            temporary.rename(path)
+        try:
+            if path in self._uses:
+                temporary.unlink()
+            else:
+                temporary.rename(path)
+        except OSError as error:
+            raise cannot_write(error) from error
         self._uses[path] = self._uses.get(path, 0) + 1
 
     def _give_back(self, path: Path) -> Path | None:

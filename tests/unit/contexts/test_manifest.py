@@ -41,6 +41,15 @@ def test_the_guest_gets_compact_ascii_json_without_hashes() -> None:
     }
 
 
+@pytest.mark.parametrize("count", [1, 999, 1_000, 1_001, 2_500])
+def test_the_guests_form_is_whole_however_many_files(count: int) -> None:
+    manifest = _files(**{f"f{number}": "x" for number in range(count)})
+
+    entries = json.loads(manifest.for_guest())["entries"]
+
+    assert entries == [[f"f{number}", number, 1, 1, 1] for number in range(count)]
+
+
 def test_the_content_id_does_not_depend_on_where_the_bytes_are() -> None:
     whole = _text("one\ntwo\n")
 

@@ -1,4 +1,5 @@
 import codecs
+import ctypes
 import hashlib
 from itertools import pairwise
 
@@ -120,3 +121,11 @@ def test_a_part_of_a_text_keeps_a_byte_order_mark_it_starts_with() -> None:
 def test_width_is_that_of_the_widest_character_however_long_the_text(text: str, width: int) -> None:
     assert width_of(text) == width
     assert width_of((text * 100_000).encode().decode()) == width
+
+
+def test_width_of_one_character_does_not_depend_on_what_cpython_has_cached_for_it() -> None:
+    shared = "é".encode().decode()
+    # One-character strings are shared, and this makes CPython keep, and report, their UTF-8 as well.
+    ctypes.pythonapi.PyUnicode_AsUTF8(ctypes.py_object(shared))
+
+    assert width_of("é".encode().decode()) == 1
