@@ -129,6 +129,9 @@ class DockerDriver:
             return await asyncio.wait_for(asked, ENGINE_CALL_S)
         except TimeoutError as error:
             raise EngineError(f"the container engine did not answer within {ENGINE_CALL_S:g} s") from error
+        except APIError:
+            # An answer, though docker-py counts it among the broken connections below.
+            raise
         except RequestException as error:
             raise EngineError("the connection to the container engine broke") from error
 
