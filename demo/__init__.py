@@ -1,0 +1,1 @@
+"""`python -m demo`: a question over a large log, answered from inside a real container."""
