@@ -45,9 +45,9 @@ class LiveView:
         """Show what is being waited for, until the root run does something else."""
         self._status, self._status_at = line, time.time()
 
-    def warn(self, line: str) -> None:
-        """Keep a line until the view is down, and print it below."""
-        self._warnings.append(line)
+    def warn(self, text: str) -> None:
+        """Keep a text until the view is down, and print it below."""
+        self._warnings.append(text)
 
     async def __aenter__(self) -> "LiveView":
         self._live.start()
@@ -66,8 +66,8 @@ class LiveView:
             self._live.stop()
         except OSError:
             pass  # the terminal was closed; the run's end does not depend on it
-        for line in self._warnings:
-            exits.tell(line)
+        for text in self._warnings:
+            exits.tell_block(text)
 
     async def _redraw(self) -> None:
         while True:

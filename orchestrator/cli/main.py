@@ -206,6 +206,8 @@ def _settings() -> Settings:
 
 def main() -> None:
     """The entry point of `rlm`."""
+    # gRPC's core writes to stderr by itself, past everything that makes text visible; a guest can provoke it.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
     except OrchestratorError as error:

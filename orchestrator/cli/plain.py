@@ -32,9 +32,9 @@ class PlainLines:
         """Tell what is being waited for."""
         exits.tell(f"rlm: {line}")
 
-    def warn(self, line: str) -> None:
+    def warn(self, text: str) -> None:
         """Tell what went wrong beside the run."""
-        exits.tell(line)
+        exits.tell_block(text)
 
     async def __aenter__(self) -> "PlainLines":
         return self

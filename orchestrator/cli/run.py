@@ -1,6 +1,7 @@
 """`rlm run`: one question, shown while it is being answered, and reported however it ends."""
 
 import asyncio
+import logging
 import sys
 import time
 import traceback
@@ -26,6 +27,18 @@ from orchestrator.runs.recorder import Observer
 from orchestrator.turn import Outcome
 
 Display: TypeAlias = LiveView | PlainLines
+
+
+class _Logged(logging.Handler):
+    """What libraries log, shown where it can neither reach the terminal raw nor break the live view."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.WARNING)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record."""
+        self._display.warn(f"rlm: {record.name}: {self.format(record)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +75,9 @@ def run(
             file = EventsFile(events_path, inputs=options.context_paths, warn=display.warn)
             stack.callback(file.close)
             observers.insert(0, file)
+        logged = _Logged(display)
+        logging.getLogger().addHandler(logged)
+        stack.callback(logging.getLogger().removeHandler, logged)
         end = asyncio.run(_watched(options, settings, tree, display, observers))
     return _print(end, tree, as_json=as_json, live=live)
 

@@ -1,9 +1,11 @@
 """`rlm run` from its arguments to its exit code, with a fake in the place of `app.run`."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -247,6 +249,19 @@ def test_a_bug_is_told_as_one(fake: FakeRun, context: Path, failure: Exception) 
     assert json.loads(result.stdout)["usage"]["model_calls"] == 1
     assert "Traceback" in result.stderr
     assert "this is a bug" in result.stderr
+    assert not list(unsafe_characters(result.stderr))
+
+
+def test_what_a_library_logs_is_made_visible(
+    fake: FakeRun, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def logging_run(*arguments: Any, **options: Any) -> RunReport:
+        logging.getLogger("some.library").warning("odd peer \x1b]0;evil\x07")
+        return await fake(*arguments, **options)
+
+    monkeypatch.setattr(app, "run", logging_run)
+    result = _run(context)
+    assert "rlm: some.library: odd peer \\x1b]0;evil\\x07\n" in result.stderr
     assert not list(unsafe_characters(result.stderr))
 
 
