@@ -11,7 +11,8 @@ Decisions:
   would look like a slow provider.
 - Nothing is taken from the environment: not keys, not addresses, not ANTHROPIC_CUSTOM_HEADERS, not proxies.
   A proxy must be named, since it sees prompts. Only SSL_CERT_FILE and SSL_CERT_DIR count: they name whom to
-  trust, not whom to send to. Redirects are not followed.
+  trust, not whom to send to. Redirects are not followed. (ANTHROPIC_LOG, the SDK's own switch for logging
+  requests, works as ever.)
 - Exceptions of the SDK are never chained: their text may quote the response, and that the key.
 """
 
@@ -20,7 +21,9 @@ from contextlib import aclosing
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import aiohttp
 import httpx2
+from aiohttp.http_exceptions import HttpProcessingError
 from anthropic import AnthropicError, APIStatusError, AsyncAnthropic, AsyncStream, DefaultAioHttpClient
 
 from orchestrator.errors import InvalidRequestError, KeyMissingError, ModelError
@@ -30,6 +33,19 @@ from orchestrator.models.messages_api import Json, MessageAssembler, completion,
 from orchestrator.models.port import Completion, ModelRequest
 
 ANTHROPIC_URL = "https://api.anthropic.com"
+
+FOREIGN_ERRORS = (
+    AnthropicError,
+    httpx2.HTTPError,
+    httpx2.StreamError,
+    httpx2.InvalidURL,
+    aiohttp.ClientError,
+    HttpProcessingError,
+    OSError,
+    EOFError,
+)
+"""What SDK, adapter and transport raise when a connection fails. In the middle of a stream none of them hides
+those of the one below."""
 
 _CONNECT_TIMEOUT_S = 10.0
 # Shorter than any server's: a request on a connection the server just closed would count as maybe billed.
@@ -61,7 +77,7 @@ class AnthropicClient:
         self._key = api_key.strip()
         if not self._key or not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             raise KeyMissingError("the API key is empty or has characters that no key has")
-        for url in filter(None, (base_url, proxy)):
+        for url in (base_url,) if proxy is None else (base_url, proxy):
             _check_url(url)
         self._in_flight = InFlight()
         self._sdk = AsyncAnthropic(
@@ -107,10 +123,10 @@ class AnthropicClient:
                 error_code=error.error_code,
                 headers=error.response.headers,
             )
+        except FOREIGN_ERRORS as error:
+            return failures.of_transport(error)
         except ValueError:
             return failures.of_unreadable_reply("JSON")
-        except (AnthropicError, httpx2.HTTPError, OSError) as error:
-            return failures.of_transport(error)
 
     async def _stream(self, params: Json, timeout_s: float) -> Completion:
         timeout = httpx2.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S, pool=None)

@@ -39,4 +39,6 @@ class InFlight:
         """End every attempt under way and let no other begin."""
         self._closed = True
         for limit in self._limits:
-            limit.reschedule(asyncio.get_running_loop().time())
+            # One that has run out is ending already, and may not be changed.
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())

@@ -87,12 +87,14 @@ def _sendable(text: str) -> str:
 # --- Reply ---------------------------------------------------------------------------------------------
 
 
-def completion(message: Json) -> Completion:
+def completion(message: object) -> Completion:
     """A whole message, as the API returns it.
 
     Raises:
         ModelError: It is no message, or does not say what it cost.
     """
+    if not isinstance(message, dict):
+        raise failures.of_unreadable_reply("message")
     blocks = message.get("content")
     if not isinstance(blocks, list) or not all(isinstance(b, dict) and "type" in b for b in blocks):
         raise failures.of_unreadable_reply("content")

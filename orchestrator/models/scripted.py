@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from orchestrator import prompts
 from orchestrator.conversation import PYTHON_TOOL, Block, Conversation, Entry, Reply, StopReason, Told
@@ -105,13 +105,6 @@ class Wait:
 Step: TypeAlias = str | Cell | Say | Refuse | CutOff | TwoCells | Raw | Fail | Wait
 
 
-class Script(Protocol):
-    """What `ScriptedClient` plays; a module will do."""
-
-    run: Callable[[str, int], Generator[Step, str, str]]
-    complete: Callable[[str], Any]
-
-
 def load_script(path: Path) -> ModuleType:
     """Run a script's file as a module.
 
@@ -138,7 +131,8 @@ def load_script(path: Path) -> ModuleType:
 class ScriptedClient:
     """A `ModelClient` that plays a script."""
 
-    def __init__(self, script: Script | ModuleType) -> None:
+    def __init__(self, script: object) -> None:
+        """`script` is a module, or anything else with a `run` and a `complete`."""
         self._script = script
         self._in_flight = InFlight()
         # The one thing remembered: how often a step that leaves no trace was played at a point of a run.
@@ -357,7 +351,7 @@ def _told(entries: Conversation) -> str:
 
 def _usage(request: ModelRequest, reply: Reply) -> Usage:
     """Tokens by length. A turn reads from cache what the turn before it sent, and writes the rest."""
-    sizes = [len(request.system.encode("utf-8", "replace")), *map(_size, request.conversation)]
+    sizes = [_bytes(request.system), *map(_size, request.conversation)]
     total, output = _tokens(sum(sizes)), _tokens(_size(reply))
     if not request.system:
         return Usage(input=total, output=output)
@@ -368,8 +362,13 @@ def _usage(request: ModelRequest, reply: Reply) -> Usage:
 
 def _size(entry: Entry) -> int:
     if isinstance(entry, Reply):
-        return len(_as_json(entry).encode("utf-8", "replace"))
-    return len(entry.text.encode("utf-8", "replace"))
+        other = [dict(block) for block in entry.content if block["type"] != "text"]
+        return _bytes(entry.text) + (_bytes(json.dumps(other, ensure_ascii=False)) if other else 0)
+    return _bytes(entry.text)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _tokens(size_bytes: int) -> int:

@@ -287,6 +287,8 @@ class FakeAnthropic:
         self._cache = PromptCache()
         self.url = ""
         self.log: list[Served] = []
+        self.streams = True
+        """Off: like a server that ignores `stream`."""
         self.in_flight = 0
         self.most_in_flight = 0
 
@@ -369,7 +371,7 @@ class FakeAnthropic:
             "stop_sequence": None,
             "usage": usage,
         }
-        if served.body.get("stream"):
+        if served.body.get("stream") and self.streams:
             return await self._stream(request, served, play, message)
         if isinstance(play, StreamError):
             served.outcome = "stream_error"
