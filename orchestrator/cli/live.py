@@ -57,17 +57,28 @@ class LiveView:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._redrawing is not None:
-            self._redrawing.cancel()
-            await asyncio.wait([self._redrawing])
         self._status = ""
         try:
-            self._draw()
+            if await self._stop_redrawing():
+                self._draw()
             self._live.stop()
         except OSError:
             pass  # the terminal was closed; the run's end does not depend on it
         for text in self._warnings:
             exits.tell_block(text)
+
+    async def _stop_redrawing(self) -> bool:
+        """Whether it had been going well: a view that cannot be drawn must not cost the answer."""
+        if self._redrawing is None:
+            return False
+        self._redrawing.cancel()
+        await asyncio.wait([self._redrawing])
+        if self._redrawing.cancelled():
+            return True
+        failure = self._redrawing.exception()
+        if failure is not None:
+            self.warn(f"rlm: the live view failed, which is a bug: {failure!r}")
+        return False
 
     async def _redraw(self) -> None:
         while True:

@@ -38,7 +38,11 @@ class _Logged(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
-        self._display.warn(f"rlm: {record.name}: {self.format(record)}")
+        try:
+            text = self.format(record)
+        except Exception:  # a library's slip in its format string is no reason to fail
+            text = str(record.msg)
+        self._display.warn(f"rlm: {record.name}: {text}")
 
 
 @dataclass(frozen=True, slots=True)

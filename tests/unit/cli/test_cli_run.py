@@ -405,7 +405,7 @@ def test_a_scripted_run_says_so_wherever_it_shows_what_the_model_did(fake: FakeR
     assert all(line.startswith("[scripted] ") for line in told)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(events=st.lists(hostile.events, max_size=8), answer=st.none() | hostile.texts, text=hostile.texts)
 def test_no_terminal_control_character_is_ever_emitted(
     fake: FakeRun, context: Path, events: list[Event], answer: str | None, text: str

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import held_signals, signals
+from orchestrator.cli import held_signals, live, signals
+from orchestrator.cli.frame import Row
+from orchestrator.cli.tree import RunTree
+from orchestrator.limits import RunLimits
 
 _PROGRAM = [sys.executable, "-m", "tests.unit.cli.waiting_program"]
 
@@ -28,7 +31,7 @@ def _wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_cancels_cleanly_and_a_second_one_breaks_nothing(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -108,6 +111,36 @@ def test_on_a_terminal_the_tree_is_drawn_live_and_nothing_hostile_reaches_it(tmp
     assert b"\\x1b]0;evil\\x07" in drawn
     assert b"\x1b]0;" not in drawn
     assert drawn.count(b"\x1b[?25h") >= 1, "the cursor must be shown again"
+
+
+def test_a_terminal_that_is_closed_ends_the_run_cleanly(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*_PROGRAM, "run", "why?", "--context", str(tmp_path)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=_environment(TERM="xterm"),
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        _wait_for(tmp_path / "started")
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=30) == 1
+    assert (tmp_path / "cleaned").exists()
+
+
+async def test_a_view_that_cannot_be_drawn_costs_nothing_but_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_arguments: object, **_options: object) -> list[Row]:
+        raise ZeroDivisionError("height")
+
+    monkeypatch.setattr(live, "frame", broken)
+    async with live.LiveView(RunTree(), RunLimits()):
+        await asyncio.sleep(0.01)
+    assert "the live view failed, which is a bug: ZeroDivisionError('height')" in capsys.readouterr().err
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(tmp_path: Path) -> None:
