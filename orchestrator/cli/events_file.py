@@ -31,7 +31,10 @@ class EventsFile:
         self._path = path
         self._warn = warn
         try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # Opening a pipe that nobody reads would wait for ever; non-blocking, it fails.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            self._descriptor = os.open(path, flags, 0o600)
+            os.set_blocking(self._descriptor, True)
         except OSError as error:
             raise InvalidRequestError(f"cannot write --events {path}: {error.strerror}") from error
         mine = os.fstat(self._descriptor)

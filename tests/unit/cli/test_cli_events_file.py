@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,9 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         EventsFile(tmp_path / "missing" / "events.jsonl", inputs=[], warn=_ignore)
     with pytest.raises(InvalidRequestError, match="cannot write --events"):
         EventsFile(tmp_path, inputs=[], warn=_ignore)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidRequestError, match="cannot write --events"):
+        EventsFile(tmp_path / "pipe", inputs=[], warn=_ignore)
 
 
 def test_the_context_is_never_overwritten(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,38 @@ from orchestrator.cli.frame import Row
 from orchestrator.cli.tree import RunTree
 from orchestrator.limits import RunLimits
 
-_PROGRAM = [sys.executable, "-m", "tests.unit.cli.waiting_program"]
-
 
 def _environment(**more: str) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], **more}
+
+
+@contextmanager
+def _rlm(
+    folder: Path, *options: str, stdout: int, stderr: int, **more: str
+) -> Iterator[subprocess.Popen[str]]:
+    """The program at work on `folder`, which is surely gone after the block."""
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tests.unit.cli.waiting_program",
+            "run",
+            "why?",
+            "--context",
+            str(folder),
+            *options,
+        ],
+        stdout=stdout,
+        stderr=stderr,
+        env=_environment(**more),
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            _wait_for(folder / "started")
+            yield process
+        finally:
+            process.kill()
 
 
 def _wait_for(path: Path) -> None:
@@ -35,14 +64,7 @@ def _wait_for(path: Path) -> None:
 def test_a_signal_cancels_cleanly_and_a_second_one_breaks_nothing(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    with subprocess.Popen(
-        [*_PROGRAM, "run", "why?", "--context", str(tmp_path), "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=_environment(),
-        text=True,
-    ) as process:
-        _wait_for(tmp_path / "started")
+    with _rlm(tmp_path, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         for _ in range(3):
             process.send_signal(number)
             time.sleep(0.1)
@@ -87,14 +109,8 @@ async def test_work_that_answers_although_it_was_stopped_has_its_answer_heard() 
 
 def test_on_a_terminal_the_tree_is_drawn_live_and_nothing_hostile_reaches_it(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [*_PROGRAM, "run", "why?", "--context", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-        stderr=theirs,
-        env=_environment(TERM="xterm-256color"),
-    ) as process:
+    with _rlm(tmp_path, stdout=subprocess.DEVNULL, stderr=theirs, TERM="xterm-256color") as process:
         os.close(theirs)
-        _wait_for(tmp_path / "started")
         time.sleep(0.6)
         process.send_signal(signal.SIGINT)
         drawn = bytearray()
@@ -115,16 +131,8 @@ def test_on_a_terminal_the_tree_is_drawn_live_and_nothing_hostile_reaches_it(tmp
 
 def test_a_terminal_that_is_closed_ends_the_run_cleanly(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [*_PROGRAM, "run", "why?", "--context", str(tmp_path)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=_environment(TERM="xterm"),
-        start_new_session=True,
-    ) as process:
+    with _rlm(tmp_path, stdout=theirs, stderr=theirs, TERM="xterm") as process:
         os.close(theirs)
-        _wait_for(tmp_path / "started")
         os.close(ours)
         process.send_signal(signal.SIGHUP)
         assert process.wait(timeout=30) == 1
@@ -145,13 +153,7 @@ async def test_a_view_that_cannot_be_drawn_costs_nothing_but_a_line(
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [*_PROGRAM, "run", "why?", "--context", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-        stderr=theirs,
-        env=_environment(TERM="dumb"),
-    ) as process:
-        _wait_for(tmp_path / "started")
+    with _rlm(tmp_path, stdout=subprocess.DEVNULL, stderr=theirs, TERM="dumb") as process:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=30)
     os.close(theirs)
@@ -164,13 +166,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(tmp_path: Path)
 def test_readers_that_went_away_break_nothing(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
-    with subprocess.Popen(
-        [*_PROGRAM, "run", "why?", "--context", str(tmp_path), "--json"],
-        stdout=write_end,
-        stderr=write_end,
-        env=_environment(),
-    ) as process:
-        _wait_for(tmp_path / "started")
+    with _rlm(tmp_path, "--json", stdout=write_end, stderr=write_end) as process:
         process.terminate()
         assert process.wait(timeout=30) == 1
     os.close(write_end)
