@@ -56,7 +56,7 @@ $(INSTALLED): pyproject.toml
 	@echo "setup: a virtual environment in $(VENV)"
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 		{ echo "setup: installing python3-venv from the distribution's packages" && \
-		  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-venv >/dev/null; } || \
+		  apt-get -qq update && DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get -qq install -y --no-install-recommends python3-venv >/dev/null; } || \
 		{ echo "setup: Python's venv module is missing; install python3-venv" >&2; exit 3; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "setup: installing this project and its tools into it (a minute the first time)"
