@@ -10,7 +10,8 @@ Rules. They live in this file and nowhere else:
 4. A hold is settled exactly once.
 5. Too little left even if every open hold came back: refused, and the outermost such account is named.
    Too little only because of holds: the request waits, holding nothing. Requests that are short on the same
-   account are served first in, first out; one that is short elsewhere does not stand in their way.
+   account are served first in, first out; one that is short elsewhere does not stand in their way. A unit
+   that a request wants nothing of never stands in its way, overdrawn or not.
 6. An explicit `max_tokens` is never changed. A default shrinks to what is left with no hold open, to no less
    than a stated least; then it waits for that much.
 7. A part of an account can be *kept*: it counts as used for everybody but the root's last answer.
@@ -41,33 +42,29 @@ class Amounts(NamedTuple):
 
     def plus(self, other: "Amounts") -> "Amounts":
         """The sum, unit by unit."""
-        return Amounts(
-            self.tokens + other.tokens,
-            self.cost_microusd + other.cost_microusd,
-            self.calls + other.calls,
-            self.child_runs + other.child_runs,
-        )
+        tokens, cost, calls, runs = self
+        more_tokens, more_cost, more_calls, more_runs = other
+        return Amounts(tokens + more_tokens, cost + more_cost, calls + more_calls, runs + more_runs)
 
     def minus(self, other: "Amounts") -> "Amounts":
         """The difference, unit by unit; may be negative."""
-        return Amounts(
-            self.tokens - other.tokens,
-            self.cost_microusd - other.cost_microusd,
-            self.calls - other.calls,
-            self.child_runs - other.child_runs,
-        )
+        tokens, cost, calls, runs = self
+        less_tokens, less_cost, less_calls, less_runs = other
+        return Amounts(tokens - less_tokens, cost - less_cost, calls - less_calls, runs - less_runs)
 
     def above_zero(self) -> "Amounts":
         """Negative units as zero."""
         return Amounts(*(max(0, amount) for amount in self))
 
     def fits(self, room: "Amounts") -> bool:
-        """Whether every unit is at most that of `room`."""
+        """Whether every unit is at most that of `room`. Nothing always fits, even into less than nothing."""
+        tokens, cost, calls, runs = self
+        tokens_room, cost_room, calls_room, runs_room = room
         return (
-            self.tokens <= room.tokens
-            and self.cost_microusd <= room.cost_microusd
-            and self.calls <= room.calls
-            and self.child_runs <= room.child_runs
+            (tokens <= tokens_room or not tokens)
+            and (cost <= cost_room or not cost)
+            and (calls <= calls_room or not calls)
+            and (runs <= runs_room or not runs)
         )
 
 
@@ -77,16 +74,17 @@ ZERO = Amounts()
 class Account:
     """One limit and what was used of it. Made by `Ledger`; read by anybody, written by the ledger alone."""
 
-    __slots__ = ("confirmed", "held", "kept", "limit", "overdraft", "path", "scope", "unconfirmed")
+    __slots__ = ("confirmed", "free", "kept", "limit", "overdraft", "path", "scope", "unconfirmed")
 
     def __init__(self, scope: str, limit: Amounts, parent: "Account | None") -> None:
         self.scope = scope
         self.limit = limit
         self.path: tuple[Account, ...] = (*parent.path, self) if parent else (self,)
         """From the outermost account to this one."""
+        self.free = limit
+        """Neither used nor held; negative after an overdraft. What is kept is part of it."""
         self.confirmed = ZERO
         self.unconfirmed = ZERO
-        self.held = ZERO
         self.kept = ZERO
         self.overdraft = ZERO
 
@@ -94,10 +92,13 @@ class Account:
         """Confirmed and unconfirmed."""
         return self.confirmed.plus(self.unconfirmed)
 
-    def left_without_holds(self, *, last_answer: bool) -> Amounts:
-        """What there would be if every open hold came back whole."""
-        left = self.limit.minus(self.confirmed).minus(self.unconfirmed)
-        return left if last_answer else left.minus(self.kept)
+    def held(self) -> Amounts:
+        """By all open holds together."""
+        return self.left_without_holds().minus(self.free)
+
+    def left_without_holds(self) -> Amounts:
+        """What there would be if every open hold came back whole; what is kept is part of it."""
+        return self.limit.minus(self.confirmed).minus(self.unconfirmed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,14 +119,15 @@ class Ask:
 
     def at(self, output_tokens: int) -> Amounts:
         """The hold with so much output."""
-        cost = -(-output_tokens * self.output_microusd_per_mtok // 1_000_000)
-        return self.fixed.plus(Amounts(tokens=output_tokens, cost_microusd=cost))
+        tokens, cost_microusd, calls, child_runs = self.fixed
+        cost_microusd -= -output_tokens * self.output_microusd_per_mtok // 1_000_000
+        return Amounts(tokens + output_tokens, cost_microusd, calls, child_runs)
 
     def most_output(self, room: Amounts) -> int:
         """The most output, up to what was asked, whose hold fits into `room`; negative when none does."""
-        spare = room.minus(self.fixed)
-        if min(spare) < 0:
+        if not self.fixed.fits(room):
             return -1
+        spare = room.minus(self.fixed).above_zero()
         most = min(self.output_tokens, spare.tokens)
         if self.output_microusd_per_mtok:
             most = min(most, spare.cost_microusd * 1_000_000 // self.output_microusd_per_mtok)
@@ -173,9 +175,14 @@ class Ledger:
     ) -> Request:
         """Ask for a hold. The request comes back granted, refused, or waiting."""
         request = Request(account, ask, on_decided)
-        blocked = {short for waiter in self.waiting for short in self._short_of_room(waiter)}
+        blocked: set[Account] = set()
+        for waiter in self.waiting:
+            blocked.update(_short_of_room(waiter))
         if not self._decide(request, blocked):
             self.waiting.append(request)
+        elif ask.keep is not None:
+            # What is kept now may be what somebody was waiting for.
+            self._serve_waiting()
         return request
 
     def give_up(self, request: Request) -> None:
@@ -203,59 +210,54 @@ class Ledger:
         if not unconfirmed.fits(request.amounts):
             raise InvariantError("an unconfirmed bill is at most its hold")
         request.settled = True
-        over = confirmed.plus(unconfirmed).minus(request.amounts).above_zero()
+        billed = confirmed.plus(unconfirmed)
+        back = request.amounts.minus(billed)
+        over = ZERO if billed.fits(request.amounts) else billed.minus(request.amounts).above_zero()
         for account in request.account.path:
-            account.held = account.held.minus(request.amounts)
+            account.free = account.free.plus(back)
             account.confirmed = account.confirmed.plus(confirmed)
-            account.unconfirmed = account.unconfirmed.plus(unconfirmed)
-            account.overdraft = account.overdraft.plus(over)
+            # Both are rare, and this is the ledger's innermost loop.
+            if unconfirmed != ZERO:
+                account.unconfirmed = account.unconfirmed.plus(unconfirmed)
+            if over != ZERO:
+                account.overdraft = account.overdraft.plus(over)
         self._serve_waiting()
 
     def raise_limit(self, account: Account, limit: Amounts) -> None:
         """Give an account a higher limit: a tenant's port granted more. Those who waited are decided."""
         if not account.limit.fits(limit):
             raise InvariantError("a limit is only ever raised")
+        account.free = account.free.plus(limit.minus(account.limit))
         account.limit = limit
         self._serve_waiting()
 
     def _decide(self, request: Request, blocked: set[Account]) -> bool:
         """Grant or refuse the request, or leave it waiting; whether it was decided."""
-        ask = request.ask
-        output = ask.output_tokens
-        for account in request.account.path:
-            room = account.left_without_holds(last_answer=ask.last_answer)
-            if ask.keep is not None and account is request.account:
-                room = room.plus(account.kept).minus(ask.keep)
-            most = ask.most_output(room)
-            if most < ask.least_output_tokens:
-                request.standing = Standing.REFUSED
-                request.refusal = BudgetExceededError(
-                    account.scope, ask.at(ask.least_output_tokens)._asdict(), room.above_zero()._asdict()
-                )
-                return True
-            output = min(output, most)
-        request.output_tokens = output
-        request.amounts = ask.at(output)
-        if not blocked.isdisjoint(request.account.path) or self._short_of_room(request):
-            return False
-        for account in request.account.path:
-            account.held = account.held.plus(request.amounts)
+        ask, path = request.ask, request.account.path
+        is_blocked = not blocked.isdisjoint(path)
+        request.output_tokens, request.amounts = ask.output_tokens, ask.at(ask.output_tokens)
+        if is_blocked or _short_of_room(request):
+            output = ask.output_tokens
+            for account in path:
+                room = account.left_without_holds().minus(_kept_from(request, account))
+                most = ask.most_output(room)
+                if most < ask.least_output_tokens:
+                    request.standing = Standing.REFUSED
+                    request.amounts = ask.at(ask.least_output_tokens)
+                    request.refusal = BudgetExceededError(
+                        account.scope, request.amounts._asdict(), room.above_zero()._asdict()
+                    )
+                    return True
+                output = min(output, most)
+            request.output_tokens, request.amounts = output, ask.at(output)
+            if is_blocked or _short_of_room(request):
+                return False
+        for account in path:
+            account.free = account.free.minus(request.amounts)
         if ask.keep is not None:
             request.account.kept = ask.keep
         request.standing = Standing.GRANTED
         return True
-
-    def _short_of_room(self, request: Request) -> list[Account]:
-        """The accounts on the path where open holds stand in the way of the request."""
-        ask = request.ask
-        short = []
-        for account in request.account.path:
-            room = account.left_without_holds(last_answer=ask.last_answer).minus(account.held)
-            if ask.keep is not None and account is request.account:
-                room = room.plus(account.kept).minus(ask.keep)
-            if not request.amounts.fits(room):
-                short.append(account)
-        return short
 
     def _serve_waiting(self) -> None:
         """Decide, in order, all who can now be decided."""
@@ -269,8 +271,31 @@ class Ledger:
                 decided.append(request)
             else:
                 still_waiting.append(request)
-                blocked.update(self._short_of_room(request))
+                blocked.update(_short_of_room(request))
         self.waiting = still_waiting
         for request in decided:
             if request.on_decided is not None:
                 request.on_decided(request)
+        if any(request.ask.keep is not None for request in decided):
+            # What is kept now may be what somebody further ahead was waiting for.
+            self._serve_waiting()
+
+
+def _kept_from(request: Request, account: Account) -> Amounts:
+    """What the request must leave on the account for the last answer (rule 7)."""
+    if request.ask.last_answer:
+        return ZERO
+    if request.ask.keep is not None and account is request.account:
+        return request.ask.keep
+    return account.kept
+
+
+def _short_of_room(request: Request) -> list[Account]:
+    """The accounts on the path where open holds stand in the way of the request."""
+    short = []
+    for account in request.account.path:
+        kept = _kept_from(request, account)
+        room = account.free if kept == ZERO else account.free.minus(kept)
+        if not request.amounts.fits(room):
+            short.append(account)
+    return short

@@ -206,10 +206,7 @@ class SubCalls:
 
     def left(self) -> Amounts:
         """The least that an account on the path has left; open holds and what is kept count as used."""
-        rooms = [
-            account.left_without_holds(last_answer=False).minus(account.held)
-            for account in self._spec.account.path
-        ]
+        rooms = [account.free.minus(account.kept) for account in self._spec.account.path]
         return Amounts(*(min(unit) for unit in zip(*rooms, strict=True))).above_zero()
 
     def levels_below(self) -> int:
