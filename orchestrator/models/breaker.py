@@ -1,4 +1,4 @@
-"""A circuit breaker for each account at a provider: hundreds of waiting calls must not hammer one that is down.
+"""A circuit breaker for each account at a provider: waiting calls must not hammer one that is down.
 
 Rules, in `Breaker`, which has no clock and no I/O of its own:
 
