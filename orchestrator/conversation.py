@@ -44,7 +44,7 @@ class Reply:
     @property
     def text(self) -> str:
         """The text blocks, joined; thinking is not text."""
-        return "".join(str(block["text"]) for block in self.content if block.get("type") == "text")
+        return "".join(str(block.get("text", "")) for block in self.content if block.get("type") == "text")
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class WindowFull:
 
 ReplyKind: TypeAlias = WantsCell | SaysAnswer | BadCall | CutOff | Empty | Refused | WindowFull
 
+_CUT = {StopReason.MAX_TOKENS, StopReason.WINDOW_FULL}
 CALL_CUT_OFF = (
     "Your reply reached its output limit in the middle of this call, so the cell was NOT run. "
     "Write a shorter cell, or split the work over several."
@@ -76,7 +77,7 @@ def read_reply(reply: Reply) -> ReplyKind:
 def _read_calls(reply: Reply, calls: list[Block]) -> ReplyKind:
     ids = tuple(str(call.get("id", "")) for call in calls)
     # Only the last block of a reply can be cut, so an earlier call is whole and may run.
-    if reply.stop is not StopReason.TOOL_USE and len(calls) == 1:
+    if reply.stop in _CUT and len(calls) == 1:
         return BadCall(ids, CALL_CUT_OFF)
     first = calls[0]
     if first.get("name") != PYTHON_TOOL:

@@ -8,12 +8,16 @@ What each odd reply means:
 
   empty                      told, asked again; the third useless reply in a row ends the run, model_failed
   refused                    removed from the conversation, told, asked again; likewise
-  cut off, no tool call      told, asked again; likewise
+  cut off, no tool call      told, asked again; likewise (removed when there is no text: thinking may be torn)
   cut off inside a call      the call is answered with why it was not run; likewise
   unknown tool, bad input    likewise
   several tool calls         the first runs, the others are answered with why they did not
   no tool call               its text is the answer
-  window full                outputs are elided and it is asked again; when none is left, model_failed
+  window full                outputs are elided, the newest last, and it is asked again; the turn does not
+                             count; when none is left, model_failed
+
+When the next turn can't be paid, the model is asked for a last answer out of what was kept for it. When that
+can't be paid either, all outputs are elided and it is tried once more; then the run ends, budget_exhausted.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +34,7 @@ USELESS_REPLIES_IN_A_ROW = 3
 WINDOW_SHARE = 0.7
 """A conversation above this share of the model's window is compacted: the rest is for reply and report."""
 REPORTS_KEPT = 2
-"""The newest reports are never elided: the model is working on them."""
+"""The newest reports are spared while that is possible: the model is working on them."""
 WORTH_ELIDING_BYTES = 256
 SANDBOX_REPLACEMENTS = 1
 
@@ -170,12 +174,8 @@ def step(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
             if state.lost is None:
                 raise InvariantError("no sandbox was lost")
             return _report(replace(state, lost=None), state.lost)
-        case BudgetShort() if state.last_answer:
-            return state, (End(Outcome.BUDGET_EXHAUSTED, None, event.why),)
         case BudgetShort():
-            # The refused turn never happened: the last answer takes its place.
-            state = _tell(replace(state, last_answer=True, turn=state.turn - 1), prompts.BUDGET_USED_UP)
-            return _ask(state)
+            return _on_budget_short(state, event.why)
         case Stopped():
             return state, (End(event.outcome, None, event.why),)
 
@@ -194,7 +194,8 @@ def _on_reply(state: State, said: Reply) -> tuple[State, tuple[Action, ...]]:
             told = replace(kept, conversation=(*kept.conversation, *reports))
             return _useless(told, "the model made tool calls that could not be run")
         case reply.CutOff():
-            return _useless(_tell(kept, prompts.REPLY_CUT_OFF), "the model's replies were cut off")
+            heard = kept if said.text.strip() else state
+            return _useless(_tell(heard, prompts.REPLY_CUT_OFF), "the model's replies were cut off")
         case reply.Empty():
             return _useless(_tell(state, prompts.REPLY_EMPTY), "the model's replies were empty")
         case reply.Refused():
@@ -213,10 +214,22 @@ def _useless(state: State, why: str) -> tuple[State, tuple[Action, ...]]:
     return _ask(state)
 
 
+def _on_budget_short(state: State, why: str) -> tuple[State, tuple[Action, ...]]:
+    if not state.last_answer:
+        told = _tell(replace(state, last_answer=True), prompts.BUDGET_USED_UP)
+        return _ask_instead(told)
+    smaller, elided = _elide(state, reports_kept=0)
+    if not elided:
+        return state, (End(Outcome.BUDGET_EXHAUSTED, None, why),)
+    # Without a note, which costs too: the marks where the outputs were say the same.
+    return _ask_instead(smaller, elided)
+
+
 def _on_cell(state: State, result: CellResult) -> tuple[State, tuple[Action, ...]]:
     if result.answer is not None:
         return state, (End(Outcome.ANSWERED, result.answer, ""),)
-    if result.outcome is not CellOutcome.SANDBOX_LOST:
+    is_last = state.last_answer or state.turn == state.max_turns
+    if result.outcome is not CellOutcome.SANDBOX_LOST or is_last:
         return _report(state, result)
     if state.replacements == SANDBOX_REPLACEMENTS:
         return state, (End(Outcome.SANDBOX_LOST, None, "the sandbox was lost, and its replacement too"),)
@@ -241,26 +254,34 @@ def _ask(state: State) -> tuple[State, tuple[Action, ...]]:
         return state, (End(Outcome.TURN_LIMIT, None, f"no answer within {state.max_turns} turns"),)
     state = replace(state, turn=state.turn + 1)
     if state.turn == state.max_turns and not state.last_answer:
-        state = _tell(state, prompts.LAST_TURN)
-    actions: list[Action] = []
+        state = _tell_once(state, prompts.LAST_TURN)
+    compacted: tuple[Compacted, ...] = ()
     if _expected_tokens(state) > WINDOW_SHARE * state.window_tokens:
         state, compacted = _compact(state)
-        actions += compacted
-    actions.append(AskModel(state.turn, state.conversation, state.last_answer))
-    return state, tuple(actions)
+    return state, (*compacted, AskModel(state.turn, state.conversation, state.last_answer))
+
+
+def _ask_instead(state: State, before: tuple[Action, ...] = ()) -> tuple[State, tuple[Action, ...]]:
+    """Ask for a turn in the place of the last one, which came to nothing."""
+    state, actions = _ask(replace(state, turn=state.turn - 1))
+    return state, (*before, *actions)
 
 
 def _make_room(state: State) -> tuple[State, tuple[Action, ...]]:
     """The provider itself said that the window is full."""
-    state, compacted = _compact(state)
-    if not compacted:
-        return state, (End(Outcome.MODEL_FAILED, None, "the conversation does not fit the model's window"),)
-    state, actions = _ask(state)
-    return state, (*compacted, *actions)
+    for reports_kept in (REPORTS_KEPT, 0):
+        smaller, compacted = _compact(state, reports_kept)
+        if compacted:
+            return _ask_instead(smaller, compacted)
+    return state, (End(Outcome.MODEL_FAILED, None, "the conversation does not fit the model's window"),)
 
 
 def _tell(state: State, text: str) -> State:
     return replace(state, conversation=(*state.conversation, Told(text)))
+
+
+def _tell_once(state: State, text: str) -> State:
+    return state if Told(text) in state.conversation else _tell(state, text)
 
 
 def _expected_tokens(state: State) -> int:
@@ -271,22 +292,26 @@ def _expected_tokens(state: State) -> int:
     return state.tokens + input_bound_tokens("", state.conversation[since:], python_tool=False)
 
 
-def _compact(state: State) -> tuple[State, tuple[Compacted, ...]]:
+def _compact(state: State, reports_kept: int = REPORTS_KEPT) -> tuple[State, tuple[Compacted, ...]]:
+    """Elide old outputs and say so."""
+    state, compacted = _elide(state, reports_kept)
+    return (_tell_once(state, prompts.WINDOW_COMPACTED) if compacted else state), compacted
+
+
+def _elide(state: State, reports_kept: int) -> tuple[State, tuple[Compacted, ...]]:
     """Elide all outputs but the newest. Replies stay verbatim: thinking blocks may not be touched."""
-    positions = [
-        position
-        for position, entry in enumerate(state.conversation)
-        if isinstance(entry, ToolReport) and utf8_bytes(entry.text) > WORTH_ELIDING_BYTES
-    ][:-REPORTS_KEPT]
-    if not positions:
-        return state, ()
-    before_bytes = input_bound_tokens("", state.conversation, python_tool=False)
     entries = list(state.conversation)
-    for position in positions:
-        report = entries[position]
-        if isinstance(report, ToolReport):
-            entries[position] = replace(report, text=prompts.OUTPUT_ELIDED)
-    entries.append(Told(prompts.WINDOW_COMPACTED))
+    reports = [
+        (position, entry)
+        for position, entry in enumerate(entries)
+        if isinstance(entry, ToolReport) and utf8_bytes(entry.text) > WORTH_ELIDING_BYTES
+    ]
+    elided = reports[: max(0, len(reports) - reports_kept)]
+    if not elided:
+        return state, ()
+    for position, report in elided:
+        entries[position] = replace(report, text=prompts.OUTPUT_ELIDED)
+    before_bytes = input_bound_tokens("", state.conversation, python_tool=False)
     after_bytes = input_bound_tokens("", tuple(entries), python_tool=False)
     state = replace(
         state,
@@ -294,4 +319,4 @@ def _compact(state: State) -> tuple[State, tuple[Compacted, ...]]:
         # The provider's count scales with what is left; it is corrected by the next reply.
         tokens=state.tokens * after_bytes // before_bytes,
     )
-    return state, (Compacted(len(positions), before_bytes - after_bytes),)
+    return state, (Compacted(len(elided), before_bytes - after_bytes),)
