@@ -31,7 +31,7 @@ from orchestrator.errors import EngineError, ImageMissingError
 REPOSITORY = "rlm-sandbox"
 BASE_REPOSITORY = "rlm-sandbox-base"
 SOURCE_LABEL = "rlm.source"
-PULLED_BASE = ("python", "3.11-slim-bookworm")
+PULLED_BASE = "python:3.11-slim-bookworm"
 
 _RECIPE = ("Dockerfile", "prepare-root", "bootstrap-base", "requirements.txt")
 _GUEST_PROTOS = ("types", "sandbox", "broker")
@@ -125,12 +125,7 @@ def build(client: docker.DockerClient, *, wheelhouse: Path, say: Say) -> str:
     base = _ensure_base(client, files["bootstrap-base"], say)
     with tempfile.TemporaryDirectory(prefix="rlm-image-") as folder:
         context = Path(folder)
-        for name, content in files.items():
-            target = context / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-            # The same for every umask: the engine's build cache looks at modes too.
-            target.chmod(0o755 if content.startswith(b"#!") else 0o644)
+        _write_files(files, context)
         _collect_wheels(client, context, wheelhouse, say)
         say(f"image: building {tag(source)} without network")
         _build_context(client, context, base, source, say)
@@ -140,6 +135,18 @@ def build(client: docker.DockerClient, *, wheelhouse: Path, say: Say) -> str:
     _tag_as_latest(client, source)
     say(f"image: {tag(source)} is built ({built})")
     return built
+
+
+def _write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    """Writes the files, readable for a guest with a uid of its own whatever the umask here."""
+    for name, content in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        target.chmod(0o755 if content.startswith(b"#!") else 0o644)
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o755)
 
 
 def _package(name: str) -> Path:
@@ -171,10 +178,9 @@ def _ensure_base(client: docker.DockerClient, recipe: bytes, say: Say) -> str:
             pass
         else:
             return base
-    name = ":".join(PULLED_BASE)
-    say(f"image: pulling the base image {name}")
+    say(f"image: pulling the base image {PULLED_BASE}")
     try:
-        _pull(client, name, base)
+        _pull(client, PULLED_BASE, base)
     except (DockerException, RequestException) as error:
         say(f"image: it cannot be pulled ({_first_line(error)})")
         _bootstrap(client, recipe, base, say)
@@ -197,7 +203,7 @@ def _bootstrap(client: docker.DockerClient, recipe: bytes, base: str, say: Say) 
         code, lines = _run(["bash", str(script), str(rootfs)], deadline_s=_BOOTSTRAP_DEADLINE_S, say=say)
         if code != 0:
             raise ImageMissingError(
-                f"the base image {':'.join(PULLED_BASE)} can be neither pulled nor made here: {lines}"
+                f"the base image {PULLED_BASE} can be neither pulled nor made here: {lines}"
             )
         say("image: importing the base image")
         repository, version = base.split(":")

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 from typing import cast
@@ -122,3 +123,15 @@ def test_the_last_lines_of_a_program_are_kept() -> None:
         [sys.executable, "-c", "[print(i) for i in range(9)]; exit(4)"], deadline_s=30
     )
     assert (code, last_lines) == (4, "6 / 7 / 8")
+
+
+def test_the_guest_can_read_what_is_written_under_a_private_umask(tmp_path: Path) -> None:
+    umask = os.umask(0o077)
+    try:
+        image._write_files({"a/b/code.py": b"pass", "a/script": b"#!/bin/sh"}, tmp_path)
+    finally:
+        os.umask(umask)
+    modes = {
+        name: (tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "a/b/code.py", "a/script")
+    }
+    assert modes == {"a": 0o755, "a/b": 0o755, "a/b/code.py": 0o644, "a/script": 0o755}
