@@ -4,8 +4,10 @@ Importing this module costs about a second and 75 MB: nothing imports it before 
 
 Decisions:
 
-- One path, streamed, whatever the length of the reply: long replies need it, and the stream is read as plain
-  JSON events, which costs less than the SDK's models for a whole message (ARCHITECTURE.md has the figures).
+- One path, streamed, whatever the length of the reply: long replies need it. The stream is read as plain JSON
+  events. CPU for 1,000 concurrent calls with replies of 10 / 500 words: this 2.2 / 2.7 s; the SDK without
+  streaming over aiohttp 2.1 / 2.5 s, with its own stream helper 2.9 / 9.3 s, over its default transport
+  11.5 / 12.4 s (best of three, two busy cores).
 - The SDK retries nothing and the connection pool has no limit, so there is one place that retries
   (`retry`), one that limits calls in flight (the run tree's limit), and no waiting for a connection that
   would look like a slow provider.
