@@ -184,6 +184,8 @@ async def _staged(contexts: ContextStore, paths: Sequence[Path]) -> AsyncIterato
     except asyncio.CancelledError:
         stopped = True
         await asyncio.wait((staging,))
+        if staging.exception() is None:
+            contexts.release(staging.result())
         raise
     try:
         yield context
