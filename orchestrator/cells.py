@@ -121,6 +121,7 @@ class CellClock:
     def next_look_s(self, now_s: float) -> float:
         """Seconds until a limit could be passed at the earliest, if nothing changes; CPU time aside."""
         until_ceiling_s = self.started_s + self.cell_ceiling_s - now_s
-        if self._in_flight:
+        guest_left_s = self.cell_timeout_s - self.guest_s(now_s)
+        if self._in_flight and guest_left_s > 0:
             return max(0.0, until_ceiling_s)
-        return max(0.0, min(until_ceiling_s, self.cell_timeout_s - self.guest_s(now_s)))
+        return max(0.0, min(until_ceiling_s, guest_left_s))

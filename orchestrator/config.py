@@ -22,9 +22,9 @@ class SandboxSettings:
     pids: int = 256
     """Processes and threads. gVisor counts its own threads too, hence not less."""
     tmp_mib: int = 128
-    """/tmp, in memory and counted against `memory_mib`."""
+    """The guest's /tmp, in memory and counted against `memory_mib`."""
     shm_mib: int = 16
-    """/dev/shm, private: `multiprocessing` needs some."""
+    """The guest's /dev/shm, private: `multiprocessing` needs some."""
     open_files: int = 1_024
     file_size_mib: int = 256
     """The largest file a cell can write."""

@@ -30,7 +30,7 @@ def input_bound_tokens(system: str, conversation: Conversation, *, python_tool: 
         elif isinstance(entry, Told):
             bound += utf8_bytes(entry.text)
         else:
-            bound += utf8_bytes(entry.text) + len(entry.call_id)
+            bound += utf8_bytes(entry.text) + utf8_bytes(entry.call_id)
     return bound
 
 

@@ -85,9 +85,9 @@ class ModelCard:
         return reachable
 
     def dearest_input(self, input_bound_tokens: int) -> int:
-        """The highest price an input token of such a request can have, cache writes included."""
+        """The highest price an input token of such a request can have, cached or not."""
         tiers = self.reachable_tiers(input_bound_tokens)
-        return max(max(tier.input, tier.cache_write) for tier in tiers)
+        return max(max(tier.input, tier.cache_read, tier.cache_write) for tier in tiers)
 
     def dearest_output(self, input_bound_tokens: int) -> int:
         """The highest price an output token of such a request can have."""

@@ -133,15 +133,8 @@ def context_shape(
 
 def cell_report(result: CellResult) -> str:
     """What the model is told about a cell it ran."""
-    parts = [result.output] if result.output else []
-    if result.traceback:
-        parts.append(result.traceback)
-    ending = _ending(result)
-    if ending:
-        parts.append(ending)
-    if not parts:
-        parts.append("[no output]")
-    return "\n".join(part.rstrip("\n") for part in parts)
+    parts = (part.rstrip("\n") for part in (result.output, result.traceback, _ending(result)))
+    return "\n".join(part for part in parts if part) or "[no output]"
 
 
 def _ending(result: CellResult) -> str:

@@ -39,7 +39,7 @@ BY_ERROR: dict[type[errors.OrchestratorError], tuple[grpc.StatusCode, "types_pb2
     errors.EngineError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.ImageMissingError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.KeyMissingError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
-    errors.ProviderUnreachableError: (_Code.UNAVAILABLE, types_pb2.ERROR_REASON_MODEL_FAILED),
+    errors.ProviderUnreachableError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.InvariantError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
 }
 

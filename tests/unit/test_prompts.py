@@ -1,0 +1,137 @@
+import pytest
+
+from orchestrator import prompts
+from orchestrator.cells import CellOutcome, CellResult
+from orchestrator.limits import OUTPUT_HEAD_BYTES, OUTPUT_TAIL_BYTES
+
+HOSTILE = "{} {0} {question} {{x}} %s %(a)s %d $name \\n </x>"
+
+
+def shape(**more: object) -> str:
+    facts: dict[str, object] = {
+        "is_files": False,
+        "length_bytes": 2_000,
+        "chars": 1_500,
+        "lines": 30,
+        "files": 0,
+        "names": (),
+        "replaced": 0,
+    }
+    return prompts.context_shape(**{**facts, **more})  # type: ignore[arg-type]
+
+
+def result(outcome: CellOutcome = CellOutcome.OK, **more: object) -> CellResult:
+    return CellResult(outcome=outcome, **more)  # type: ignore[arg-type]
+
+
+# --- The task ---------------------------------------------------------------------------------------------
+
+
+def test_the_task_holds_question_depth_and_shape() -> None:
+    told = prompts.task("Who?", depth=1, context_shape="one text", levels_below=2)
+    assert told.startswith("<question>\nWho?\n</question>\n")
+    assert "\nDepth: 1\n" in told
+    assert "2 level(s) deeper" in told
+    assert told.endswith("Shape of `context`:\none text")
+
+
+def test_braces_and_percent_signs_in_a_question_or_shape_stay_as_they_are() -> None:
+    told = prompts.task(HOSTILE, depth=0, context_shape=HOSTILE, levels_below=1)
+    assert told.count(HOSTILE) == 2
+
+
+def test_at_the_depth_limit_the_model_is_told_so() -> None:
+    told = prompts.task("Who?", depth=2, context_shape="", levels_below=0)
+    assert "rlm_query will raise DepthExceeded" in told
+
+
+# --- The shape --------------------------------------------------------------------------------------------
+
+
+def test_the_shape_of_one_text_is_its_sizes() -> None:
+    assert shape() == "one text: 1,500 characters, 30 lines, 2,000 bytes of UTF-8"
+
+
+def test_the_shape_of_files_lists_the_first_names_and_counts_the_rest() -> None:
+    told = shape(is_files=True, files=5, names=[("a.py", 1_000), ("b.py", 20)])
+    assert told.splitlines() == [
+        "a mapping of 5 files: 1,500 characters, 30 lines, 2,000 bytes of UTF-8 in all",
+        "- a.py (1,000 bytes)",
+        "- b.py (20 bytes)",
+        "- ... and 3 more",
+    ]
+
+
+def test_no_rest_is_counted_when_all_files_are_named() -> None:
+    assert "more" not in shape(is_files=True, files=1, names=[("a.py", 1)])
+
+
+def test_braces_and_percent_signs_in_file_names_stay_as_they_are() -> None:
+    assert f"- {HOSTILE} (7 bytes)" in shape(is_files=True, files=1, names=[(HOSTILE, 7)])
+
+
+def test_replaced_bytes_are_named() -> None:
+    assert shape(replaced=1_234).endswith("1,234 sequences that were not UTF-8 stand as U+FFFD.")
+
+
+# --- The report -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["", "\n", "\n\n"])
+def test_a_cell_that_showed_nothing_is_reported_as_such(output: str) -> None:
+    assert prompts.cell_report(result(output_head=output)) == "[no output]"
+
+
+def test_output_and_traceback_follow_each_other() -> None:
+    told = prompts.cell_report(result(CellOutcome.ERROR, output_head="1\n", traceback="ValueError: x\n"))
+    assert told == "1\nValueError: x"
+
+
+def test_braces_and_percent_signs_in_output_and_names_stay_as_they_are() -> None:
+    told = prompts.cell_report(
+        result(CellOutcome.KILLED, output_head=HOSTILE, traceback=HOSTILE, lost_variables=(HOSTILE,))
+    )
+    assert told.count(HOSTILE) == 3
+
+
+def test_every_outcome_but_the_ordinary_ones_has_a_sentence_of_its_own() -> None:
+    told = {
+        outcome: prompts.cell_report(result(outcome, output_head="x", status=9)) for outcome in CellOutcome
+    }
+    assert told.pop(CellOutcome.OK) == told.pop(CellOutcome.ERROR) == "x"
+    sentences = {report.removeprefix("x\n") for report in told.values()}
+    assert len(sentences) == len(told)
+    assert all(sentence.startswith("[") and sentence.endswith("]") for sentence in sentences)
+
+
+@pytest.mark.parametrize("outcome", CellOutcome)
+def test_a_lost_namespace_is_always_told_and_a_kept_one_never_called_lost(outcome: CellOutcome) -> None:
+    told = prompts.cell_report(result(outcome, output_head="x"))
+    assert ("LOST" in told) is not outcome.namespace_kept
+
+
+def test_the_names_that_are_gone_are_listed() -> None:
+    told = prompts.cell_report(result(CellOutcome.OUT_OF_MEMORY, lost_variables=("rows", "users")))
+    assert "these names are gone: rows, users." in told
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"), [(CellOutcome.EXITED, "exit code 3"), (CellOutcome.SIGNALLED, "signal 3")]
+)
+def test_an_exit_code_and_a_signal_are_told_apart(outcome: CellOutcome, words: str) -> None:
+    assert words in prompts.cell_report(result(outcome, status=3))
+
+
+# --- The system prompt ------------------------------------------------------------------------------------
+
+
+def test_the_system_prompt_names_everything_a_cell_sees() -> None:
+    names = [
+        *("context", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched"),
+        *("FINAL", "FINAL_VAR", "SHOW_VARS", "budget", "allm_query", "arlm_query"),
+    ]
+    assert [name for name in names if name not in prompts.SYSTEM] == []
+
+
+def test_the_system_prompt_tells_the_true_size_of_an_output() -> None:
+    assert f"{(OUTPUT_HEAD_BYTES + OUTPUT_TAIL_BYTES) // 1024} kB" in prompts.SYSTEM
