@@ -65,7 +65,8 @@ class FrameDecoder:
         """Take the next bytes, give the frames they complete.
 
         Raises:
-            FrameError: A length is over its cap, or a header is not a JSON object. The decoder is then useless.
+            FrameError: A length is over its cap, or a header is not a JSON object. The decoder is then
+            useless.
         """
         self._buffer += data
         frames: list[Frame] = []

@@ -15,11 +15,10 @@ from sandbox_image.worker.processes import Reaper
 from sandbox_image.worker.pump import OutputPump
 from sandbox_image.worker.spawn import Spawned
 
-
 _DRAIN_TIMEOUT_S = 1.0
 
 
-class InterpreterFailed(Exception):
+class InterpreterFailed(Exception):  # noqa: N818 - says what happened
     """An interpreter ended before it could run a cell. Another one would do the same."""
 
 
@@ -85,7 +84,7 @@ class Guest:
         await asyncio.wait([self.control.lost, self.calls.lost], timeout=_DRAIN_TIMEOUT_S)
 
     def close(self) -> None:
-        """Let go of everything. Safe for an interpreter that is still running: it ends on finding no worker."""
+        """Let go of everything. An interpreter that still runs ends when it finds no worker."""
         self.control.close()
         self.calls.close()
         self.pump.close()

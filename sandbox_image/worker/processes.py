@@ -3,9 +3,11 @@
 import asyncio
 import os
 import signal
+from collections.abc import Set
 from pathlib import Path
 
-# A process in an uninterruptible system call outlives SIGKILL for a while; a new interpreter can start beside it.
+# A process in an uninterruptible system call outlives SIGKILL for a while; a new interpreter can start
+# beside it.
 _GONE_TIMEOUT_S = 5.0
 
 
@@ -18,13 +20,15 @@ class Reaper:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._watched: dict[int, asyncio.Future[int]] = {}
+        self._sessions: set[int] = set()
         self._no_children = asyncio.Event()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
 
     def watch(self, pid: int) -> asyncio.Future[int]:
-        """A future of the exit code of a direct child: what it returned, or minus the signal that ended it."""
+        """The exit code of a direct child to come: what it returned, or minus the signal that ended it."""
         exit_code: asyncio.Future[int] = self._loop.create_future()
         self._watched[pid] = exit_code
+        self._sessions.add(pid)
         # It may have ended before anybody watched.
         self._loop.call_soon(self._reap)
         return exit_code
@@ -36,7 +40,7 @@ class Reaper:
             _kill(-1)
         else:
             # Run by hand or in a test, outside a container: -1 would be everything the user owns.
-            for pid in _descendants(os.getpid()):
+            for pid in _descendants(os.getpid(), self._sessions):
                 _kill(pid)
         self._reap()
         try:
@@ -65,13 +69,13 @@ def _kill(pid: int) -> None:
         return
 
 
-def _descendants(ancestor: int) -> list[int]:
-    """Processes started by `ancestor`, directly or not, and those of the sessions its children lead.
+def _descendants(ancestor: int, sessions: Set[int]) -> list[int]:
+    """Processes started by `ancestor`, directly or not, and all of the given sessions.
 
     An orphan has lost its ancestors but not its session.
     """
     parents: dict[int, int] = {}
-    sessions: dict[int, int] = {}
+    session_of: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -80,12 +84,8 @@ def _descendants(ancestor: int) -> list[int]:
             except OSError:
                 continue
             parents[int(entry.name)] = int(fields[1])
-            sessions[int(entry.name)] = int(fields[3])
-    children = {pid for pid, parent in parents.items() if parent == ancestor}
-    found = {pid for pid, session in sessions.items() if session in children} | children
-    grown = True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
+            session_of[int(entry.name)] = int(fields[3])
+    found = {pid for pid, session in session_of.items() if session in sessions} | {ancestor}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
-        grown = bool(more)
     return sorted(found - {ancestor})

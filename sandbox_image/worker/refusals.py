@@ -29,7 +29,7 @@ def describe(error: grpc.aio.AioRpcError) -> dict[str, Any]:
         reason = _REASON_BY_STATUS.get(error.code(), "INTERNAL")
         return {"reason": reason, "message": error.details() or error.code().name}
     described: dict[str, Any] = {
-        "reason": _reason_name(detail.reason),
+        "reason": _reason_name(int(detail.reason)),
         "message": detail.message or error.details() or "",
     }
     if detail.HasField("shortfall"):
@@ -39,11 +39,10 @@ def describe(error: grpc.aio.AioRpcError) -> dict[str, Any]:
     return described
 
 
-def _reason_name(reason: types_pb2.ErrorReason) -> str:
+def _reason_name(number: int) -> str:
     # A host newer than this image may know more reasons.
-    if reason not in types_pb2.ErrorReason.values():
-        return "INTERNAL"
-    return types_pb2.ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
+    known = types_pb2.ErrorReason.DESCRIPTOR.values_by_number.get(number)
+    return known.name.removeprefix("ERROR_REASON_") if known else "INTERNAL"
 
 
 def _detail(error: grpc.aio.AioRpcError) -> types_pb2.ErrorDetail | None:

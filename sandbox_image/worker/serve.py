@@ -24,12 +24,16 @@ _CHANNEL_OPTIONS = (
 )
 
 
-async def serve(socket_path: str, places: Places, spawned: Spawned) -> int:
+def serve(socket_path: str, context_dir: str, work_dir: str, spawned: Spawned) -> int:
     """Serve until the host closes the stream or it breaks; gives the exit code."""
+    return asyncio.run(_serve(socket_path, Places(context_dir, work_dir), spawned))
+
+
+async def _serve(socket_path: str, places: Places, spawned: Spawned) -> int:
     reaper = Reaper(asyncio.get_running_loop())
     channel = grpc.aio.insecure_channel(f"unix:{socket_path}", options=_CHANNEL_OPTIONS)
-    sandbox: "sandbox_pb2_grpc.SandboxServiceAsyncStub" = sandbox_pb2_grpc.SandboxServiceStub(channel)
-    broker: "broker_pb2_grpc.BrokerServiceAsyncStub" = broker_pb2_grpc.BrokerServiceStub(channel)
+    sandbox: sandbox_pb2_grpc.SandboxServiceAsyncStub = sandbox_pb2_grpc.SandboxServiceStub(channel)
+    broker: broker_pb2_grpc.BrokerServiceAsyncStub = broker_pb2_grpc.BrokerServiceStub(channel)
     session = Session(sandbox.Attach(), broker, reaper, places)
     try:
         await session.run(spawned)

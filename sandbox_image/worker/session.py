@@ -139,7 +139,7 @@ class Session:
         self._cell = _Cell(request.cell_id, capture)
         if self._lost_between_cells is not None:
             # The cell was written for a namespace that is gone: it is not run.
-            self._end_cell_lost(self._lost_between_cells)
+            self._end_lost(self._cell, self._lost_between_cells)
         elif not self._guest.exit_code.done():
             self._guest.pump.begin(capture)
             self._subcalls.cell_id = request.cell_id
@@ -175,19 +175,15 @@ class Session:
             self._guest = await Guest.open(spawned, self._listener, self._reaper)
             await self._lease_guest()
             if self._cell is not None:
-                self._end_cell_lost(lost)
+                self._end_lost(self._cell, lost)
             else:
                 self._lost_between_cells = lost
 
-    def _end_cell_lost(self, lost: sandbox_pb2.NamespaceLost) -> None:
-        assert self._cell is not None
+    def _end_lost(self, cell: _Cell, lost: sandbox_pb2.NamespaceLost) -> None:
         self._lost_between_cells = None
+        output_bytes = cell.capture.total_bytes
         self._end_cell(
-            sandbox_pb2.CellEnded(
-                cell_id=self._cell.cell_id,
-                output_bytes=self._cell.capture.total_bytes,
-                namespace_lost=lost,
-            )
+            sandbox_pb2.CellEnded(cell_id=cell.cell_id, output_bytes=output_bytes, namespace_lost=lost)
         )
 
     def _end_cell(self, ended: sandbox_pb2.CellEnded) -> None:

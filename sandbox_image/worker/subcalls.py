@@ -1,7 +1,7 @@
 """Performs the sub-calls of one interpreter against the broker."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -19,7 +19,8 @@ _LONGEST_PAUSE_S = 1.0
 
 _T = TypeVar("_T")
 
-Handler = Callable[[Frame], Awaitable[tuple[dict[str, Any], bytes]]]
+Result = tuple[dict[str, Any], bytes]
+"""What the reply's header holds besides the id, and its payload."""
 
 
 class SubCalls:
@@ -43,9 +44,10 @@ class SubCalls:
         self._max_concurrent = max_concurrent
         self._slots = asyncio.Semaphore(max_concurrent)
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._windowed = 0
         self._uploads = Uploads(broker, self._slots)
         self._link = link
-        self._handlers: dict[str, Handler] = {
+        self._handlers: dict[str, Callable[[Frame], Coroutine[Any, Any, Result]]] = {
             protocol.COMPLETE: self._complete,
             protocol.CHILD_RUN: self._child_run,
             protocol.BUDGET: self._budget,
@@ -63,7 +65,12 @@ class SubCalls:
         elif frame.header["cell_id"] != self.cell_id or self.cell_id is None:
             self._reply(request_id, {"error": {"reason": "CANCELLED", "message": "the cell has ended"}})
         else:
-            self._tasks[request_id] = asyncio.create_task(self._serve(request_id, self._handlers[kind], frame))
+            task = asyncio.create_task(self._serve(request_id, self._handlers[kind](frame)))
+            # Parts of uploads come on top of the window: holding them up could keep a slot taken for ever.
+            share = 0 if kind in (protocol.UPLOAD_PART, protocol.UPLOAD_END) else 1
+            self._tasks[request_id] = task
+            self._windowed += share
+            task.add_done_callback(lambda _: self._forget(request_id, share))
             self._balance()
 
     def end_cell(self) -> None:
@@ -73,24 +80,25 @@ class SubCalls:
             task.cancel()
         self._uploads.abandon()
 
-    async def _serve(self, request_id: int, handler: Handler, frame: Frame) -> None:
+    async def _serve(self, request_id: int, call: Coroutine[Any, Any, Result]) -> None:
         try:
-            extra, payload = await handler(frame)
+            extra, payload = await call
             self._reply(request_id, extra, payload)
         except grpc.aio.AioRpcError as error:
             self._reply(request_id, {"error": describe(error)})
-        finally:
-            del self._tasks[request_id]
-            self._balance()
+
+    def _forget(self, request_id: int, share: int) -> None:
+        del self._tasks[request_id]
+        self._windowed -= share
+        self._balance()
 
     def _reply(self, request_id: int, extra: dict[str, Any], payload: bytes = b"") -> None:
         self._link.send({"id": request_id, **extra}, payload)
 
     def _balance(self) -> None:
-        # Parts of uploads come on top of the window, and holding them up could lock it.
-        self._link.pause(len(self._tasks) > 2 * self._max_concurrent)
+        self._link.pause(self._windowed > self._max_concurrent)
 
-    async def _complete(self, frame: Frame) -> tuple[dict[str, Any], bytes]:
+    async def _complete(self, frame: Frame) -> Result:
         request = broker_pb2.CompleteRequest(
             call_id=next(self._call_ids),
             prompt=frame.payload,
@@ -105,7 +113,7 @@ class SubCalls:
             response = await _patiently(attempt)
         return {"truncated": response.truncated}, response.text
 
-    async def _child_run(self, frame: Frame) -> tuple[dict[str, Any], bytes]:
+    async def _child_run(self, frame: Frame) -> Result:
         header = frame.header
         question_bytes = header["question_bytes"]
         request = broker_pb2.StartChildRunRequest(
@@ -130,7 +138,7 @@ class SubCalls:
         async with self._slots:
             return {}, await _patiently(attempt)
 
-    async def _budget(self, frame: Frame) -> tuple[dict[str, Any], bytes]:
+    async def _budget(self, frame: Frame) -> Result:
         async def attempt() -> broker_pb2.GetBudgetResponse:
             return await self._broker.GetBudget(broker_pb2.GetBudgetRequest())
 

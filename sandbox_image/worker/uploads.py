@@ -18,9 +18,9 @@ class _Upload:
 class Uploads:
     """Uploads in progress, by the number their interpreter gave them.
 
-    Each part is acknowledged when gRPC has taken it, and the interpreter sends the next one only then: that is
-    what bounds memory. An upload holds a slot from its first part to its end. Unlike the unary calls it is not
-    repeated after back-pressure, because its parts are gone.
+    Each part is acknowledged when gRPC has taken it, and the interpreter sends the next one only then: that
+    is what bounds memory. An upload holds a slot from its first part to its end. Unlike the unary calls it
+    is not repeated after back-pressure, because its parts are gone.
     """
 
     def __init__(self, broker: "broker_pb2_grpc.BrokerServiceAsyncStub", slots: asyncio.Semaphore) -> None:

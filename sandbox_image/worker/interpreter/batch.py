@@ -21,7 +21,9 @@ class Batch:
     3. Only what is in flight costs memory: ten thousand prompts are ten thousand references.
     """
 
-    def __init__(self, link: CallLink, calls: Sequence[Steps[Any]] | Iterator[Steps[Any]], count: int, stop_early: bool) -> None:
+    def __init__(
+        self, link: CallLink, calls: Sequence[Steps[Any]] | Iterator[Steps[Any]], count: int, stop_early: bool
+    ) -> None:
         self.results: Future[list[Any]] = Future()
         """Values and exceptions by position; None for what was never started."""
         self._link = link

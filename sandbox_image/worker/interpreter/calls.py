@@ -6,7 +6,7 @@ async functions. It blocks nowhere: the thread that reads replies moves it on.
 
 import itertools
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sandbox_image.worker import protocol
 from sandbox_image.worker.frames import Frame
@@ -106,10 +106,8 @@ class Conversation:
 
     def _advance(self, frame: Frame | None, error: SubCallError | None) -> None:
         try:
-            if error is not None:
-                request = self._steps.throw(error)
-            else:
-                request = self._steps.send(frame)  # type: ignore[arg-type] - None starts a generator
+            # None is what starts a generator; the type knows only what comes after that.
+            request = self._steps.throw(error) if error else self._steps.send(cast(Frame, frame))
         except StopIteration as end:
             self._on_done(end.value, None)
         except Exception as failure:

@@ -22,6 +22,8 @@ _FUTURE_FLAGS: int = functools.reduce(
     operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
 
+_EXIT_NOTE = b"\nA cell cannot end the run this way; the namespace is kept. Use FINAL to end the run."
+
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
@@ -83,7 +85,8 @@ class CellRunner:
         Args:
             cell_id: Names the cell in tracebacks.
             source: UTF-8.
-            when_done: Called after the code, also when it failed; what it raises counts as raised by the cell.
+            when_done: Called after the code, also when it failed; what it raises counts as raised by the
+            cell.
         """
         try:
             try:
@@ -113,8 +116,8 @@ class CellRunner:
         error, trace = current_error()
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
-            note = b"SystemExit: a cell cannot end the run this way; the namespace is kept. Use FINAL to end the run."
-            return CellResult(protocol.OUTCOME_ERROR, format_error(error, trace) + b"\n" + note, exit_code=code)
+            shown = format_error(error, trace) + _EXIT_NOTE
+            return CellResult(protocol.OUTCOME_ERROR, shown, exit_code=code)
         stopped = isinstance(error, KeyboardInterrupt | asyncio.CancelledError) and self._interrupts.fired
         outcome = protocol.OUTCOME_INTERRUPTED if stopped else protocol.OUTCOME_ERROR
         return CellResult(outcome, format_error(error, trace), exit_code=1)

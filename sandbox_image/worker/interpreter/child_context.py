@@ -93,7 +93,7 @@ def place_context(context: Any, question: str, own: OwnContext) -> Place:
     if isinstance(context, list | tuple):
         return Upload([_checked_file(f"{number:04}.txt", text) for number, text in enumerate(context)])
     raise TypeError(
-        f"the context of a child run is text, a part of `context`, a dict of path to text or a list of texts, "
+        "the context of a child run is text, a part of `context`, a dict of path to text or a list of texts, "
         f"not {type(context).__name__}"
     )
 

@@ -1,3 +1,4 @@
+# ruff: noqa: N818 - the names are part of what a cell sees, and say what happened
 """The exceptions a cell sees, by what went wrong.
 
   SubCallError                 a sub-call failed; catch this to catch all of them

@@ -45,7 +45,7 @@ class Shelf:
         return text
 
     def path_of(self, text: str) -> tuple[str, int] | None:
-        """The path and the length in bytes of the file that this very object is the text of, if it is known."""
+        """Path and length in bytes of the file that this very object is the text of, if it is known."""
         for path, (kept, _) in self._kept.items():
             if kept is text:
                 return path, self._open_stretch(path).length_bytes
@@ -81,10 +81,11 @@ class FileMap(Mapping[str, "str | TextView"]):
     def __getitem__(self, key: "str | slice") -> "str | TextView | FileMap":
         if isinstance(key, slice):
             return self.subset(list(self._entries)[key])
-        if isinstance(key, int):
-            raise KeyError(f"files are found by path, not by number; list(context)[{key}] is a path")
         if key not in self._entries:
-            raise KeyError(key)
+            hint = (
+                "" if isinstance(key, str) else ": files are found by path, as in context[list(context)[0]]"
+            )
+            raise KeyError(f"no file {key!r}{hint}")
         return self._shelf.read(key)
 
     def __iter__(self) -> Iterator[str]:

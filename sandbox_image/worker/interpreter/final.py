@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -10,7 +11,13 @@ from sandbox_image.worker.interpreter.text import TextView
 
 
 class RunEnded(BaseException):
-    """Raised by FINAL to leave the cell at once. Not an Exception, so that `except Exception` lets it pass."""
+    """Raised by FINAL to leave the cell. Not an Exception, so that `except Exception` lets it pass."""
+
+
+def report_thread_error(args: threading.ExceptHookArgs) -> None:
+    """Show an exception that ended a thread, as Python does; calling FINAL in one is not an error."""
+    if args.exc_type is not RunEnded:
+        threading.__excepthook__(args)
 
 
 class FinalAnswer:
@@ -76,7 +83,9 @@ def look_up(name: Any, namespace: Mapping[str, Any]) -> Any:
         NameError: There is no such variable; names like it are listed.
     """
     if not isinstance(name, str):
-        raise TypeError(f'FINAL_VAR takes the name of a variable, as in FINAL_VAR("x"), not {type(name).__name__}')
+        raise TypeError(
+            f'FINAL_VAR takes the name of a variable, as in FINAL_VAR("x"), not {type(name).__name__}'
+        )
     if name in namespace:
         return namespace[name]
     near = difflib.get_close_matches(name, [known for known in list(namespace) if isinstance(known, str)])
@@ -98,5 +107,6 @@ def _to_json(value: Any) -> str:
 
 def _refuse(value: Any, error: Exception) -> NoReturn:
     raise TypeError(
-        f"FINAL takes text or a value that JSON can hold, and this {type(value).__name__} it cannot hold: {error}"
+        "FINAL takes text or a value that JSON can hold, and this "
+        f"{type(value).__name__} it cannot hold: {error}"
     ) from None

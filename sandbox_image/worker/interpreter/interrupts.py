@@ -5,7 +5,8 @@ Rules:
 1. Between cells SIGINT does nothing.
 2. While a cell runs it raises `CellInterrupt` in the main thread, wherever the code is.
 3. Where half a step would break us (a frame half sent), it waits for the end of `held`.
-4. In an async cell the first one cancels the cell's task, so that `finally` blocks can await; the next raises.
+4. In an async cell the first one cancels the cell's task, so that `finally` blocks can await; the next
+raises.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ CellInterrupt.__module__ = "builtins"
 
 
 class Interrupts:
-    """The SIGINT handler and its state. Only the main thread touches it: Python runs handlers nowhere else."""
+    """The SIGINT handler and its state. Only the main thread touches it, where Python runs handlers."""
 
     def __init__(self) -> None:
         self.fired = False

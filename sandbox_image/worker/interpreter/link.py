@@ -25,7 +25,7 @@ _CHILD_PROCESS = (
 )
 
 OnReply = Callable[[Frame | None, SubCallError | None], None]
-"""Called once with a reply or an error, in the thread that reads replies or in the one that made the request."""
+"""Called once with a reply or an error, by the thread that reads replies or the one that made the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class CallLink:
         self._ids = itertools.count(1)
         self._cell_id: int | None = None
         self._in_flight: dict[int, _Waiting] = {}
+        self._window_used = 0
         self._waiting: deque[_Waiting] = deque()
         self._reading = False
         self._in_child = False
@@ -79,6 +80,7 @@ class CallLink:
             open_calls = [*self._in_flight.values(), *self._waiting]
             self._in_flight.clear()
             self._waiting.clear()
+            self._window_used = 0
         for call in open_calls:
             call.on_reply(None, SubCallCancelled(_CELL_ENDED))
 
@@ -98,8 +100,12 @@ class CallLink:
             elif self._cell_id is None:
                 refusal = NotExecuting(_NO_CELL)
             else:
-                self._waiting.append(_Waiting(request_id, request, on_reply))
-                self._send_waiting()
+                call = _Waiting(request_id, request, on_reply)
+                if request.windowed:
+                    self._waiting.append(call)
+                    self._send_waiting()
+                else:
+                    self._send_request(call)
                 self._start_reading()
         if refusal is not None:
             on_reply(None, refusal)
@@ -108,7 +114,7 @@ class CallLink:
     def cancel(self, request_id: int) -> None:
         """Fail a request that has no reply yet."""
         with self._interrupts, self._lock:
-            call = self._in_flight.pop(request_id, None)
+            call = self._take(request_id)
             if call is not None:
                 self._send(Frame({"kind": protocol.CANCEL, "id": request_id}))
                 self._send_waiting()
@@ -120,14 +126,20 @@ class CallLink:
             call.on_reply(None, SubCallCancelled("the call was cancelled"))
 
     def _send_waiting(self) -> None:
-        while self._waiting:
-            call = self._waiting[0]
-            if call.request.windowed and len(self._in_flight) >= self.window:
-                return
-            self._waiting.popleft()
-            self._in_flight[call.request_id] = call
-            header = {"kind": call.request.kind, "id": call.request_id, "cell_id": self._cell_id}
-            self._send(Frame({**header, **call.request.header}, call.request.payload))
+        while self._waiting and self._window_used < self.window:
+            self._window_used += 1
+            self._send_request(self._waiting.popleft())
+
+    def _send_request(self, call: _Waiting) -> None:
+        self._in_flight[call.request_id] = call
+        header = {"kind": call.request.kind, "id": call.request_id, "cell_id": self._cell_id}
+        self._send(Frame({**header, **call.request.header}, call.request.payload))
+
+    def _take(self, request_id: int) -> _Waiting | None:
+        call = self._in_flight.pop(request_id, None)
+        if call is not None and call.request.windowed:
+            self._window_used -= 1
+        return call
 
     def _send(self, frame: Frame) -> None:
         head = encode_head(frame.header, len(frame.payload))
@@ -151,9 +163,8 @@ class CallLink:
 
     def _reply(self, frame: Frame) -> None:
         with self._lock:
-            call = self._in_flight.pop(frame.header["id"], None)
-            if self._waiting:
-                self._send_waiting()
+            call = self._take(frame.header["id"])
+            self._send_waiting()
         if call is None:
             return
         error = frame.header.get("error")

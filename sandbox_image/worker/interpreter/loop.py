@@ -1,8 +1,10 @@
 """The interpreter's life: ready, leased, then one cell after the other until the worker is gone."""
 
+import builtins
 import gc
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from sandbox_image.worker import protocol
 from sandbox_image.worker.frames import Frame, FrameDecoder, encode
 from sandbox_image.worker.interpreter import names
 from sandbox_image.worker.interpreter.cell import CellResult, CellRunner
-from sandbox_image.worker.interpreter.final import FinalAnswer
+from sandbox_image.worker.interpreter.final import FinalAnswer, report_thread_error
 from sandbox_image.worker.interpreter.interrupts import Interrupts
 from sandbox_image.worker.interpreter.link import CallLink
 from sandbox_image.worker.interpreter.namespace import make_namespace
@@ -35,6 +37,7 @@ class Interpreter:
         self._namespace = make_namespace()
         self._preset: frozenset[str] = frozenset()
         self._runner = CellRunner(self._namespace, self._interrupts)
+        threading.excepthook = report_thread_error
         os.register_at_fork(after_in_child=self._let_go)
 
     def serve(self) -> None:
@@ -63,6 +66,7 @@ class Interpreter:
 
     def _run_cell(self, cell_id: int, source: bytes) -> None:
         self._streams.restore()
+        self._namespace["__builtins__"] = builtins
         self._link.begin_cell(cell_id)
         result = self._runner.run(cell_id, source, self._take_answer_dict)
         self._streams.flush()

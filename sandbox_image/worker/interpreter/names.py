@@ -1,7 +1,7 @@
 """The functions a cell finds in its namespace.
 
-They are plain functions of a real module, so that help(), tracebacks and pickle work on them as on any other; what
-they need of the process is in `_run`, set once by `connect`.
+They are plain functions of a real module, so that help(), tracebacks and pickle work on them as on any
+other; what they need of the process is in `_run`, set once by `connect`.
 """
 
 import asyncio
@@ -45,8 +45,8 @@ def connect(run: Run) -> None:
 def llm_query(prompt: str, *, model: str | None = None, max_tokens: int | None = None) -> str:
     """Ask a language model, and get its answer as text.
 
-    The model sees `prompt` and nothing else: put the piece of text it should read into it. For several prompts
-    use llm_query_batched, which runs them side by side.
+    The model sees `prompt` and nothing else: put the piece of text it should read into it. For several
+    prompts use llm_query_batched, which runs them side by side.
 
     Args:
         prompt: What to send.
@@ -57,7 +57,8 @@ def llm_query(prompt: str, *, model: str | None = None, max_tokens: int | None =
         BudgetExceeded: Too little is left; it has .account, .wanted and .left.
         SubCallError: Anything else; ModelFailed, ModelNotAllowed, InvalidRequest and others derive from it.
     """
-    return _only(_wait(_completions([prompt], model, max_tokens)))
+    answer: str = _only(_wait(_completions([prompt], model, max_tokens)))
+    return answer
 
 
 def llm_query_batched(
@@ -73,8 +74,8 @@ def llm_query_batched(
         prompts: What to send; each is a call of its own.
         model: As in llm_query.
         max_tokens: As in llm_query, for each call.
-        on_error: "raise" starts no more calls after one fails, waits for those under way, and raises the first
-            error by position. "return" puts the exception object in the place of the answer.
+        on_error: "raise" starts no more calls after one fails, waits for those under way, and raises the
+            first error by position. "return" puts the exception object in the place of the answer.
 
     Raises:
         SubCallError: As llm_query does, with on_error="raise".
@@ -83,14 +84,15 @@ def llm_query_batched(
 
 
 def rlm_query(question: str, context: Any = None, *, max_tokens: int | None = None) -> str:
-    """Have a question answered by a child run: a model with its own sandbox, in which `context` is what you give.
+    """Have a question answered by a child run: a model with a sandbox and a `context` of its own.
 
     Worth its price where the answer takes several steps over more text than one prompt holds.
 
     Args:
         question: What to find out.
-        context: Text, a dict of path to text, a list of texts, or `context` or a part of it (`context[a:b]` of a
-            large text, a file or some files), which is not copied. Left out, the question is the context too.
+        context: What the child sees as `context`: text, a dict of path to text, a list of texts; or our own
+            `context` or a part of it (`context[a:b]` of a large text, a file, some files), which is not
+            copied. Left out, the question is the context too.
         max_tokens: A token limit for the child alone, below what this run has left.
 
     Raises:
@@ -98,7 +100,8 @@ def rlm_query(question: str, context: Any = None, *, max_tokens: int | None = No
         ChildRunFailed: The child ended without an answer.
         SubCallError: As llm_query does.
     """
-    return _only(_wait(_child_runs([(question, context)], max_tokens)))
+    answer: str = _only(_wait(_child_runs([(question, context)], max_tokens)))
+    return answer
 
 
 def rlm_query_batched(
@@ -124,7 +127,8 @@ def rlm_query_batched(
 
 async def allm_query(prompt: str, *, model: str | None = None, max_tokens: int | None = None) -> str:
     """llm_query for `await`, alone or in asyncio.gather."""
-    return _only(await _wait_async(_completions([prompt], model, max_tokens)))
+    answer: str = _only(await _wait_async(_completions([prompt], model, max_tokens)))
+    return answer
 
 
 async def allm_query_batched(
@@ -140,7 +144,8 @@ async def allm_query_batched(
 
 async def arlm_query(question: str, context: Any = None, *, max_tokens: int | None = None) -> str:
     """rlm_query for `await`, alone or in asyncio.gather."""
-    return _only(await _wait_async(_child_runs([(question, context)], max_tokens)))
+    answer: str = _only(await _wait_async(_child_runs([(question, context)], max_tokens)))
+    return answer
 
 
 async def arlm_query_batched(
@@ -151,7 +156,9 @@ async def arlm_query_batched(
     on_error: OnError = "raise",
 ) -> list[str]:
     """rlm_query_batched for `await`."""
-    return _settle(await _wait_async(_child_runs(_pairs(questions, contexts), max_tokens, on_error)), on_error)
+    return _settle(
+        await _wait_async(_child_runs(_pairs(questions, contexts), max_tokens, on_error)), on_error
+    )
 
 
 def budget() -> dict[str, Any]:
@@ -228,7 +235,9 @@ def _checked_text(text: Any, what: str) -> str:
     if len(text) * 4 > _run.max_prompt_bytes:
         length_bytes = len(calls.encode(text))
         if length_bytes > _run.max_prompt_bytes:
-            raise InvalidRequest(f"{what} of {length_bytes:,} bytes; this run allows {_run.max_prompt_bytes:,}")
+            raise InvalidRequest(
+                f"{what} of {length_bytes:,} bytes; this run allows {_run.max_prompt_bytes:,}"
+            )
     return text
 
 

@@ -7,20 +7,20 @@ from typing import Any, NoReturn
 
 from sandbox_image.worker.interpreter import errors, names
 
-_FUNCTIONS = (
-    names.llm_query,
-    names.llm_query_batched,
-    names.rlm_query,
-    names.rlm_query_batched,
-    names.allm_query,
-    names.allm_query_batched,
-    names.arlm_query,
-    names.arlm_query_batched,
-    names.budget,
-    names.FINAL,
-    names.FINAL_VAR,
-    names.SHOW_VARS,
-)
+_FUNCTIONS = {
+    "llm_query": names.llm_query,
+    "llm_query_batched": names.llm_query_batched,
+    "rlm_query": names.rlm_query,
+    "rlm_query_batched": names.rlm_query_batched,
+    "allm_query": names.allm_query,
+    "allm_query_batched": names.allm_query_batched,
+    "arlm_query": names.arlm_query,
+    "arlm_query_batched": names.arlm_query_batched,
+    "budget": names.budget,
+    "FINAL": names.FINAL,
+    "FINAL_VAR": names.FINAL_VAR,
+    "SHOW_VARS": names.SHOW_VARS,
+}
 
 _EXCEPTIONS = (errors.SubCallError, *errors.SubCallError.__subclasses__())
 
@@ -28,13 +28,14 @@ _EXCEPTIONS = (errors.SubCallError, *errors.SubCallError.__subclasses__())
 def make_namespace() -> dict[str, Any]:
     """A fresh `__main__` with the names of the guest library; `context` joins them at the lease.
 
-    It takes the place of the real `__main__`, so that pickle, and with it `multiprocessing`, finds what cells define.
+    It takes the place of the real `__main__`, so that pickle, and with it `multiprocessing`, finds what
+    cells define.
     """
     module = ModuleType("__main__")
     namespace = module.__dict__
     namespace["__builtins__"] = builtins
-    for thing in (*_FUNCTIONS, *_EXCEPTIONS):
-        namespace[thing.__name__] = thing
+    namespace |= _FUNCTIONS
+    namespace |= {error.__name__: error for error in _EXCEPTIONS}
     namespace["answer"] = {"content": "", "ready": False}
     sys.modules["__main__"] = module
     builtins.input = _no_input

@@ -1,5 +1,6 @@
 """Standard output as a cell finds it: whole at the start of each cell, whatever the last one did to it."""
 
+import contextlib
 import io
 import os
 import sys
@@ -24,25 +25,20 @@ class Streams:
             self._stdout = _open(1, "w")
         if self._stderr.closed:
             self._stderr = _open(2, "w")
-        sys.stdin = sys.__stdin__ = self._stdin
-        sys.stdout = sys.__stdout__ = self._stdout
-        sys.stderr = sys.__stderr__ = self._stderr
+        sys.stdin, sys.stdout, sys.stderr = self._stdin, self._stdout, self._stderr
 
     def flush(self) -> None:
         """Write out what the cell left in buffers, as far as it can be written."""
-        for stream in (sys.stdout, sys.stderr, self._stdout, self._stderr):
-            try:
+        for stream in (self._stdout, self._stderr):
+            # The cell may have closed the stream, or what is under it.
+            with contextlib.suppress(OSError, ValueError):
                 stream.flush()
-            except Exception:  # noqa: S112 - the cell may have put anything there, or closed the descriptor
-                continue
 
 
 def _open(fd: int, mode: str) -> io.TextIOWrapper:
     # `closefd=False`: closing sys.stdout, as `exit()` does with sys.stdin, must not close the descriptor.
-    # Lines are written as they end, as on a terminal, so that they stay in order with those of child processes.
-    # A lone surrogate is shown escaped: printing what a document holds must not be an error.
-    stream = open(  # noqa: SIM115 - lives as long as the process
-        fd, mode, encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
+    # Lines are written as they end, as on a terminal, so that they stay in order with those of child
+    # processes. A lone surrogate is shown escaped: printing what a document holds must not be an error.
+    return io.TextIOWrapper(
+        open(fd, mode + "b", closefd=False), encoding="utf-8", errors="backslashreplace", line_buffering=True
     )
-    assert isinstance(stream, io.TextIOWrapper)
-    return stream

@@ -1,7 +1,7 @@
 """Where a text lies in the staged context, and how its characters are found there.
 
-Positions are characters, as in `str`; the file is UTF-8. A text all of whose characters are ASCII needs no index,
-others get one as far as they are read.
+Positions are characters, as in `str`; the file is UTF-8. A text all of whose characters are ASCII needs no
+index, others get one as far as they are read.
 """
 
 import codecs

@@ -21,8 +21,8 @@ _USE_INSTEAD = (
 class TextView:
     """A text larger than this sandbox holds as a `str`, with most of what a `str` can do.
 
-    len(t), t[i], t[a:b], t[a:b:step]      in characters; a slice is a str, or a TextView if it is still too large
-    x in t, t.find(x), t.index(x), t.count(x), t.startswith(x), t.endswith(x), t == x
+    len(t), t[i], t[a:b], t[a:b:step]      in characters; a slice is a str, or a TextView if it is still too
+    large x in t, t.find(x), t.index(x), t.count(x), t.startswith(x), t.endswith(x), t == x
     t.lines()                              the lines one by one, without their ends
     t.line_range(a, b)                     lines a to b-1 as a list
     t.search(pattern), t.finditer(pattern) regular expressions; matches have positions in t
@@ -96,7 +96,9 @@ class TextView:
         first, last = self._bounds(start, end)
         if first > last:
             return -1
-        found = find_in(self.stretch.read, _encode(sub), self.stretch.byte_of(first), self.stretch.byte_of(last))
+        found = find_in(
+            self.stretch.read, _encode(sub), self.stretch.byte_of(first), self.stretch.byte_of(last)
+        )
         return -1 if found < 0 else self.stretch.character_at(found)
 
     def index(self, sub: str, start: int | None = None, end: int | None = None) -> int:
@@ -113,7 +115,9 @@ class TextView:
             return 0
         if not sub:
             return last - first + 1
-        return count_in(self.stretch.read, _encode(sub), self.stretch.byte_of(first), self.stretch.byte_of(last))
+        return count_in(
+            self.stretch.read, _encode(sub), self.stretch.byte_of(first), self.stretch.byte_of(last)
+        )
 
     def startswith(
         self, prefix: str | tuple[str, ...], start: int | None = None, end: int | None = None
@@ -125,7 +129,9 @@ class TextView:
             first + len(one) <= last and self.stretch.text(first, first + len(one)) == one for one in prefixes
         )
 
-    def endswith(self, suffix: str | tuple[str, ...], start: int | None = None, end: int | None = None) -> bool:
+    def endswith(
+        self, suffix: str | tuple[str, ...], start: int | None = None, end: int | None = None
+    ) -> bool:
         """Whether t[start:end] ends with `suffix`, or with one of several."""
         first, last = self._bounds(start, end)
         suffixes = suffix if isinstance(suffix, tuple) else (suffix,)
@@ -154,7 +160,8 @@ class TextView:
         """Pieces of `n_chars` characters, each starting `overlap` before the end of the one before it.
 
         Raises:
-            ValueError: `n_chars` is below 1 or too many for a str, or `overlap` is not within 0 and `n_chars` - 1.
+            ValueError: `n_chars` is below 1 or too many for a str, or `overlap` is not within 0 and
+            `n_chars` - 1.
         """
         if n_chars < 1 or not 0 <= overlap < n_chars:
             raise ValueError("chunks: n_chars must be at least 1 and overlap from 0 to n_chars - 1")
@@ -183,7 +190,7 @@ class TextView:
         return next(self.finditer(pattern, flags), None)
 
     def _bounds(self, start: int | None, end: int | None) -> tuple[int, int]:
-        """Bounds as `str.find` and its like understand them: a start beyond the text finds nothing, not even ''."""
+        """Bounds as `str.find` takes them: a start beyond the text finds nothing, not even ''."""
         first, last, _ = slice(start, end).indices(len(self))
         return (len(self) + 1 if start is not None and start > len(self) else first), last
 
@@ -212,8 +219,8 @@ class TextView:
     def _check_fits(self, characters: int) -> None:
         if not self._fits(characters):
             raise ValueError(
-                f"{characters:,} characters need up to {characters * self.stretch.width:,} bytes as a str, and "
-                f"this sandbox allows {self._max_str_bytes:,}; {_USE_INSTEAD}"
+                f"{characters:,} characters take up to {characters * self.stretch.width:,} bytes as a str, "
+                f"and this sandbox allows {self._max_str_bytes:,}; {_USE_INSTEAD}"
             )
 
 

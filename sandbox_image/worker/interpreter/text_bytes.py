@@ -1,7 +1,8 @@
 """Searching and splitting a large UTF-8 buffer piece by piece.
 
-Pieces, and not one call over the whole map: `bytes` searches several times as fast as `mmap` does, and a cell can
-be interrupted between two of them. UTF-8 synchronises itself: whole characters are found only at characters.
+Pieces, and not one call over the whole map: `bytes` searches several times as fast as `mmap` does, and a
+cell can be interrupted between two of them. UTF-8 synchronises itself: whole characters are found only at
+characters.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ PIECE_BYTES = 1_048_576
 
 
 def find_in(read: Read, sub: bytes | None, start: int, end: int) -> int:
-    """The first offset of `sub` that lies wholly within `start` to `end`, or -1; -1 for None, which is no UTF-8."""
+    """The first offset of `sub` within `start` to `end`, or -1; also for None, which is no UTF-8."""
     if sub is None:
         return -1
     while start + len(sub) <= end:

@@ -3,9 +3,10 @@
 Two ways:
 
 * Text all ASCII: `re` on bytes means the same as on `str`, so it runs over the map itself. Exact.
-* Else the text is decoded in windows. A window reaches `REACH_BYTES` beyond the last place where a match of it may
-  start. So it is exact for matches that are shorter, and look no further ahead, than that; a match that touches the
-  window's end is refused. (A greedy `.*` that crosses lines finds its last chance in the window, not in the text.)
+* Else the text is decoded in windows. A window reaches `REACH_BYTES` beyond the last place where a match of
+  it may start. So it is exact for matches that are shorter, and look no further ahead, than that; a match
+  that touches the window's end is refused. (A greedy `.*` that crosses lines finds its last chance in the
+  window, not in the text.)
 """
 
 import re
@@ -32,12 +33,16 @@ class ViewMatch:
 
     __slots__ = ("_groups", "_names", "_spans", "lastgroup", "lastindex", "re")
 
-    def __init__(self, match: "re.Match[str] | re.Match[bytes]", shift: int, pattern: "re.Pattern[str]") -> None:
+    def __init__(
+        self, match: "re.Match[str] | re.Match[bytes]", shift: int, pattern: "re.Pattern[str]"
+    ) -> None:
         self.re = pattern
         self.lastindex = match.lastindex
         self.lastgroup = match.lastgroup
         self._groups = tuple(_as_str(group) for group in (match.group(0), *match.groups()))
-        self._spans = tuple((-1, -1) if start < 0 else (start + shift, end + shift) for start, end in match.regs)
+        self._spans = tuple(
+            (-1, -1) if start < 0 else (start + shift, end + shift) for start, end in match.regs
+        )
         self._names = pattern.groupindex
 
     def __repr__(self) -> str:
@@ -84,7 +89,7 @@ class ViewMatch:
 
 
 def as_bytes_pattern(pattern: "re.Pattern[str]") -> "re.Pattern[bytes] | None":
-    """The pattern that finds in ASCII bytes what `pattern` finds in the same text, or None if there is none."""
+    """The pattern that finds in ASCII bytes what `pattern` finds in that text, or None."""
     if not pattern.pattern.isascii():
         return None
     try:
@@ -149,8 +154,8 @@ def _character_start(read: Read, offset: int) -> int:
 
 def _too_long(pattern: "re.Pattern[str]", position: int) -> str:
     return (
-        f"{pattern.pattern[:100]!r} matches more than a million characters at {position:,}, more than is looked "
-        "at together in this text; narrow the pattern, or search in slices"
+        f"{pattern.pattern[:100]!r} matches more than a million characters at {position:,}, more than is "
+        "looked at together in this text; narrow the pattern, or search in slices"
     )
 
 

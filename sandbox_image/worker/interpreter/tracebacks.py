@@ -6,6 +6,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
+from typing import cast
 
 from sandbox_image.worker.protocol import TRACEBACK_BYTES
 
@@ -74,5 +75,4 @@ def _chain(shown: traceback.TracebackException) -> Iterator[traceback.TracebackE
 def current_error() -> tuple[BaseException, TracebackType | None]:
     """The exception being handled. From `sys`, because a class may redefine `__traceback__`."""
     _, error, trace = sys.exc_info()
-    assert error is not None
-    return error, trace
+    return cast(BaseException, error), trace

@@ -1,3 +1,4 @@
+# ruff: noqa: N802 - rpcs are methods with the names of the contract
 """The other side of the worker: a real gRPC server on a Unix socket, played by the test."""
 
 import asyncio
@@ -6,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Ended:
         return [name.decode() for name in self.end.variables]
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - not an error here
     """Makes the broker answer with a status and, unless it is left out, our detail."""
 
     def __init__(self, status: grpc.StatusCode, detail: types_pb2.ErrorDetail | None = None) -> None:
@@ -68,12 +69,19 @@ async def echo(request: broker_pb2.CompleteRequest) -> str:
     return f"echo: {request.prompt.decode()}"
 
 
+async def short_answer(request: broker_pb2.StartChildRunRequest) -> bytes:
+    return b"child answer"
+
+
 class Broker(broker_pb2_grpc.BrokerServiceServicer):
     """Answers as the test says, and remembers what it was asked."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.complete: Complete = echo
-        self.child: Child | None = None
+        self.child: Child = short_answer
         self.asked: list[broker_pb2.CompleteRequest] = []
         self.children: list[broker_pb2.StartChildRunRequest] = []
         self.uploads: list[list[broker_pb2.UploadContextRequest]] = []
@@ -89,7 +97,7 @@ class Broker(broker_pb2_grpc.BrokerServiceServicer):
     async def StartChildRun(self, request: Any, context: Any) -> Any:  # type: ignore[override]
         self.children.append(request)
         async with self._counted(context):
-            answer = await self.child(request) if self.child else b"child answer"
+            answer = await self.child(request)
             for start in range(0, len(answer), 262_144):
                 yield broker_pb2.StartChildRunResponse(data=answer[start : start + 262_144])
 
@@ -148,6 +156,11 @@ class Host:
         self._sandbox = sandbox
         self._last_id = 0
 
+    async def settled(self) -> None:
+        """Wait until the broker has nothing in flight any more."""
+        while self.broker.in_flight:  # noqa: ASYNC110 - a few milliseconds, in a test
+            await asyncio.sleep(0.01)
+
     def send(self, **message: Any) -> None:
         self._sandbox.to_send.put_nowait(sandbox_pb2.AttachResponse(**message))
 
@@ -195,10 +208,7 @@ class Host:
 
 @contextlib.asynccontextmanager
 async def started(
-    context: str | dict[str, str] = "a context",
-    lease: sandbox_pb2.Lease = LEASE,
-    options: Sequence[tuple[str, int]] = (),
-    **server_options: Any,
+    context: str | dict[str, str] = "a context", lease: sandbox_pb2.Lease = LEASE
 ) -> AsyncIterator[Host]:
     """A leased worker, gone after the block."""
     with tempfile.TemporaryDirectory() as directory:
@@ -207,7 +217,7 @@ async def started(
             (root / name).mkdir()
         stage(root / "context", context)
         sandbox, broker = Sandbox(), Broker()
-        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64_000_000), *options], **server_options)
+        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64_000_000)])
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(sandbox, server)
         broker_pb2_grpc.add_BrokerServiceServicer_to_server(broker, server)
         server.add_insecure_port(f"unix:{root}/broker.sock")
