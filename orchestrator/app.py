@@ -19,7 +19,8 @@ from orchestrator.limits import RunLimits
 from orchestrator.machine import Machine, open_machine, open_workplace
 from orchestrator.models.catalogue import priced_by_hand
 from orchestrator.models.port import Model
-from orchestrator.pricing import ModelCard
+from orchestrator.pricing import ModelCard, Usage
+from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
 from orchestrator.runs.recorder import Observer
 from orchestrator.runs.run import run_to_end
@@ -42,10 +43,23 @@ class RunOptions:
     base_url: str = ""
     """Of any server that speaks the Anthropic Messages API; empty for Anthropic's own."""
     runtime: str = "runc"
+    memoise: bool = False
+    """Ask identical sub-calls (same model, prompt and options) once and pay them once."""
     limits: RunLimits = field(default_factory=RunLimits)
     price_input_usd_per_mtok: Decimal | None = None
     """For models without a known price. Both or neither; 0 is allowed."""
     price_output_usd_per_mtok: Decimal | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WholeContext:
+    """An estimate: the context's bytes times the tokens per byte that this run's own calls were billed."""
+
+    tokens: int
+    cost_microusd: int
+    """Of the input alone, at the root model's price."""
+    fits_window: bool
+    """Whether the root model could have read it at all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +77,8 @@ class RunReport:
     limits: RunLimits
     duration_s: float
     context_bytes: int
+    whole_context: WholeContext | None = None
+    """What sending all of it once to the root model would have cost; None when nothing was measured."""
     notes: Sequence[str]
     """About the context: replaced bytes, skipped links."""
 
@@ -124,6 +140,7 @@ async def run(
                 limits=options.limits,
                 duration_s=time.monotonic() - started_s,
                 context_bytes=context.manifest.text_bytes,
+                whole_context=_whole_context(tally, context.manifest.text_bytes, models[ROOT_ALIAS].card),
                 notes=context.notes,
             )
 
@@ -160,6 +177,7 @@ async def _root_run(
             store=MemoryRunStore(),
             observers=observers,
             runtime=options.runtime,
+            memo=Memo() if options.memoise else None,
         )
         spec = RunSpec(
             run_id=run_id,
@@ -191,6 +209,18 @@ async def _staged(contexts: ContextStore, paths: Sequence[Path]) -> AsyncIterato
         yield context
     finally:
         contexts.release(context)
+
+
+def _whole_context(tally: Tally, context_bytes: int, card: ModelCard) -> WholeContext | None:
+    tokens_per_byte = tally.input_tokens_per_byte()
+    if tokens_per_byte is None:
+        return None
+    tokens = round(context_bytes * tokens_per_byte)
+    return WholeContext(
+        tokens=tokens,
+        cost_microusd=card.cost_microusd(Usage(input=tokens)),
+        fits_window=tokens <= card.window_tokens,
+    )
 
 
 def _prices(options: RunOptions, names: Sequence[str]) -> dict[str, ModelCard]:

@@ -91,9 +91,11 @@ class CallHeld:
 
     KIND: ClassVar[str] = "call_held"
     call: str
-    """`turn-3` or the sub-call's id."""
+    """`turn-3` for turn 3's own, `3.14` for the fourteenth sub-call of its cell."""
     attempt: int
     model: str
+    input_bound_tokens: int
+    """What the input can't exceed; part of what is held."""
     held: Amounts
 
 
@@ -105,6 +107,7 @@ class CallSettled:
     call: str
     attempt: int
     model: str
+    input_bound_tokens: int
     usage: Usage
     """Confirmed by the provider; zeros when unknown."""
     confirmed: Amounts
@@ -176,6 +179,8 @@ class SubCallEnded:
     error: str
     """Empty when it was answered."""
     error_kind: str
+    memoised: bool
+    """Answered by an identical call of the run tree, and not paid again."""
     duration_s: float
 
 
@@ -260,12 +265,35 @@ def _plain(value: object) -> object:
 
 
 @dataclass(slots=True)
+class Line:
+    """What one model was used for at one depth."""
+
+    usage: Usage = field(default_factory=Usage)
+    cost_microusd: int = 0
+    """Of `usage`, so confirmed."""
+    unconfirmed: Amounts = field(default_factory=Amounts)
+    calls: int = 0
+    """Attempts that were or may have been billed."""
+    retried: int = 0
+    """Attempts after the first of a call."""
+    refused: int = 0
+    """Sub-calls that the budget, the depth or the allow-list refused."""
+    memoised: int = 0
+    """Sub-calls that an identical one answered."""
+
+
+_REFUSALS = {"BudgetExceededError", "DepthExceededError"}
+
+
+@dataclass(slots=True)
 class Tally:
     """What a run tree has used and done, added up from its events."""
 
     usage: Usage = field(default_factory=Usage)
     confirmed: Amounts = field(default_factory=Amounts)
     unconfirmed: Amounts = field(default_factory=Amounts)
+    lines: dict[tuple[str, int], Line] = field(default_factory=dict)
+    """By model and depth."""
     root_turns: int = 0
     child_runs: int = 0
     max_depth_reached: int = 0
@@ -275,13 +303,19 @@ class Tally:
     sub_calls_done: int = 0
     sub_calls_in_flight: int = 0
     sub_calls_failed: int = 0
+    bound_tokens: int = 0
+    """Input bounds of the calls whose usage is confirmed: what the bound over-reserves can be read off it."""
     _root: RunId | None = None
+    _depths: dict[RunId, int] = field(default_factory=dict)
+    _models: dict[tuple[RunId, str], str] = field(default_factory=dict)
+    """Of the sub-calls in flight."""
 
     def add(self, event: Event) -> None:
         """Count one event. Events of one run come in order; runs may interleave."""
         payload = event.payload
         match payload:
             case RunStarted():
+                self._depths[event.run_id] = payload.depth
                 self.max_depth_reached = max(self.max_depth_reached, payload.depth)
                 if payload.parent is None:
                     self._root = event.run_id
@@ -293,20 +327,18 @@ class Tally:
             case CallHeld():
                 self.open_calls += 1
             case CallSettled():
-                self.open_calls -= 1
-                self.usage = self.usage.plus(payload.usage)
-                self.confirmed = self.confirmed.plus(payload.confirmed)
-                self.unconfirmed = self.unconfirmed.plus(payload.unconfirmed)
+                self._settled(event.run_id, payload)
             case SubCallStarted():
                 self.sub_calls_in_flight += 1
+                self._models[event.run_id, payload.call] = payload.model
             case SubCallEnded():
-                self.sub_calls_in_flight -= 1
-                if payload.error:
-                    self.sub_calls_failed += 1
-                else:
-                    self.sub_calls_done += 1
+                self._sub_call_ended(event.run_id, payload)
             case _:
                 pass
+
+    def input_tokens_per_byte(self) -> float | None:
+        """Measured on this run's own calls; None before one is confirmed."""
+        return self.usage.total_input / self.bound_tokens if self.bound_tokens else None
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> "Tally":
@@ -315,3 +347,30 @@ class Tally:
         for event in events:
             tally.add(event)
         return tally
+
+    def _line(self, model: str, run_id: RunId) -> Line:
+        return self.lines.setdefault((model, self._depths.get(run_id, 0)), Line())
+
+    def _settled(self, run_id: RunId, settled: CallSettled) -> None:
+        self.open_calls -= 1
+        self.usage = self.usage.plus(settled.usage)
+        self.confirmed = self.confirmed.plus(settled.confirmed)
+        self.unconfirmed = self.unconfirmed.plus(settled.unconfirmed)
+        if settled.usage.total_input:
+            self.bound_tokens += settled.input_bound_tokens
+        line = self._line(settled.model, run_id)
+        line.usage = line.usage.plus(settled.usage)
+        line.cost_microusd += settled.confirmed.cost_microusd
+        line.unconfirmed = line.unconfirmed.plus(settled.unconfirmed)
+        line.calls += settled.confirmed.calls + settled.unconfirmed.calls
+        line.retried += settled.attempt > 1
+
+    def _sub_call_ended(self, run_id: RunId, ended: SubCallEnded) -> None:
+        self.sub_calls_in_flight -= 1
+        line = self._line(self._models.pop((run_id, ended.call), ""), run_id)
+        line.memoised += ended.memoised
+        line.refused += ended.error_kind in _REFUSALS
+        if ended.error:
+            self.sub_calls_failed += 1
+        else:
+            self.sub_calls_done += 1

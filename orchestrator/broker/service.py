@@ -78,7 +78,7 @@ class BrokerService(broker_pb2_grpc.BrokerServiceServicer):
                         case "file_path":
                             upload.start_file(part.file_path)
                         case "data":
-                            # A part is at most a message, some megabytes into the page cache: not worth a thread.
+                            # At most a message, some megabytes into the page cache: not worth a thread.
                             upload.write(part.data)
                         case _:
                             raise InvalidRequestError("an empty part")

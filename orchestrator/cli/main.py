@@ -105,6 +105,7 @@ def run(
         ),
     ] = _DEFAULTS.cell_timeout_s,
     runtime: Annotated[Runtime, typer.Option(help="runsc is gVisor.")] = Runtime.RUNC,
+    memoise: Annotated[bool, typer.Option("--memoise", help="Ask identical sub-calls once.")] = False,
     price_input: Annotated[
         Decimal | None,
         typer.Option(parser=amounts.usd, metavar="USD", help="A million input tokens; if not known."),
@@ -156,6 +157,7 @@ def run(
             sub_model=sub_model or ("" if model else DEFAULT_SUB_MODEL),
             base_url=base_url,
             runtime=runtime.value,
+            memoise=memoise,
             limits=limits,
             price_input_usd_per_mtok=price_input,
             price_output_usd_per_mtok=price_output,

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from orchestrator.app import RunReport
+from orchestrator.app import RunReport, WholeContext
 from orchestrator.cli import words
 from orchestrator.limits import RunLimits
+from orchestrator.trajectory import Line
 
 _FOUND_CHARS = 4_000
 
@@ -28,6 +29,10 @@ def as_json(report: RunReport) -> dict[str, object]:
             "model_calls": tally.confirmed.calls + tally.unconfirmed.calls,
             "child_runs": tally.child_runs,
         },
+        "usage_by_model_and_depth": [
+            _line(model, depth, line) for (model, depth), line in sorted(tally.lines.items())
+        ],
+        "whole_context_once": _whole_context(report.whole_context),
         "limits": _limits(report.limits),
         "turns": tally.root_turns,
         "max_depth_reached": tally.max_depth_reached,
@@ -55,6 +60,17 @@ def summary(report: RunReport, *, scripted: bool, notes: bool) -> Iterator[str]:
     took = words.duration(report.duration_s)
     yield f"{label}rlm: {report.outcome.value} after {turns}, {took}{why}"
     yield f"rlm: used {words.used(report.tally)}"
+    if len(report.tally.lines) > 1:
+        yield from (
+            f"rlm:   {_line_in_words(*key, line)}" for key, line in sorted(report.tally.lines.items())
+        )
+    if report.whole_context is not None:
+        whole = report.whole_context
+        window = "" if whole.fits_window else "; it does not fit the root model's window"
+        yield (
+            f"rlm: sending the whole context once would have been about {whole.tokens:,} tokens, "
+            f"{words.dollars(whole.cost_microusd)}{window}"
+        )
     if report.answer is None and report.found_so_far:
         yield f"{label}rlm: found so far:"
         found = report.found_so_far
@@ -64,6 +80,44 @@ def summary(report: RunReport, *, scripted: bool, notes: bool) -> Iterator[str]:
             found = found[-_FOUND_CHARS:]
         for line in found.rstrip("\n").split("\n"):
             yield f"{label}  {line}"
+
+
+def _line_in_words(model: str, depth: int, line: Line) -> str:
+    counts = ((line.retried, "retried"), (line.refused, "refused"), (line.memoised, "memoised"))
+    parts = [
+        f"{line.usage.total:,} tokens",
+        words.dollars(line.cost_microusd),
+        words.many(line.calls, "call"),
+    ]
+    parts += [f"{count:,} {what}" for count, what in counts if count]
+    return f"{model} at depth {depth}: {' · '.join(parts)}"
+
+
+def _line(model: str, depth: int, line: Line) -> dict[str, object]:
+    return {
+        "model": model,
+        "depth": depth,
+        "input_tokens": line.usage.input,
+        "output_tokens": line.usage.output,
+        "cache_read_tokens": line.usage.cache_read,
+        "cache_write_tokens": line.usage.cache_write,
+        "unconfirmed_tokens": line.unconfirmed.tokens,
+        "cost_usd": _usd(line.cost_microusd),
+        "calls": line.calls,
+        "retried": line.retried,
+        "refused": line.refused,
+        "memoised": line.memoised,
+    }
+
+
+def _whole_context(whole: WholeContext | None) -> dict[str, object] | None:
+    if whole is None:
+        return None
+    return {
+        "estimated_tokens": whole.tokens,
+        "estimated_cost_usd": _usd(whole.cost_microusd),
+        "fits_window": whole.fits_window,
+    }
 
 
 def _limits(limits: RunLimits) -> dict[str, float]:

@@ -84,16 +84,12 @@ class ModelCalls:
             DeadlineExceededError: The run's deadline came first.
             ModelError: The provider failed, and trying again makes no sense.
         """
+        bound_tokens = input_bound_tokens(wish.system, wish.conversation, python_tool=wish.python_tool)
         ask = Ask(
-            fixed=call_amounts(
-                wish.model.card,
-                input_bound_tokens(wish.system, wish.conversation, python_tool=wish.python_tool),
-            ),
+            fixed=call_amounts(wish.model.card, bound_tokens),
             output_tokens=min(wish.output_tokens, wish.model.card.max_output_tokens),
             least_output_tokens=min(wish.least_output_tokens, wish.model.card.max_output_tokens),
-            output_microusd_per_mtok=wish.model.card.dearest_output(
-                input_bound_tokens(wish.system, wish.conversation, python_tool=wish.python_tool)
-            ),
+            output_microusd_per_mtok=wish.model.card.dearest_output(bound_tokens),
             keep=wish.keep,
             last_answer=wish.last_answer,
         )
@@ -101,18 +97,38 @@ class ModelCalls:
         async def attempt(number: int) -> Completion:
             async with self._provider_slots:
                 hold = await take_hold(self._ledger, account, ask, timeout_s=self.left_s())
-                return await self._attempt(number, wish, hold, recorder, on_dispatch)
+                return await self._attempt(
+                    number,
+                    wish,
+                    hold,
+                    bound_tokens=bound_tokens,
+                    recorder=recorder,
+                    on_dispatch=on_dispatch,
+                )
 
         return await with_retries(attempt, deadline=self.left_s, attempts=MODEL_ATTEMPTS)
 
     async def _attempt(
-        self, number: int, wish: Wish, hold: Request, recorder: Recorder, on_dispatch: Callable[[], None]
+        self,
+        number: int,
+        wish: Wish,
+        hold: Request,
+        *,
+        bound_tokens: int,
+        recorder: Recorder,
+        on_dispatch: Callable[[], None],
     ) -> Completion:
         usage, confirmed, unconfirmed, failure = Usage(), ZERO, ZERO, "cancelled"
         started_s = time.monotonic()
         try:
             await recorder.record(
-                CallHeld(call=wish.call, attempt=number, model=wish.model.card.name, held=hold.amounts)
+                CallHeld(
+                    call=wish.call,
+                    attempt=number,
+                    model=wish.model.card.name,
+                    input_bound_tokens=bound_tokens,
+                    held=hold.amounts,
+                )
             )
             request = self._request(wish, hold.output_tokens)
             on_dispatch()
@@ -132,6 +148,7 @@ class ModelCalls:
                 call=wish.call,
                 attempt=number,
                 model=wish.model.card.name,
+                input_bound_tokens=bound_tokens,
                 usage=usage,
                 confirmed=confirmed,
                 unconfirmed=unconfirmed,

@@ -33,6 +33,7 @@ from orchestrator.limits import (
     MAX_CALL_ID_BYTES,
     MAX_PROMPT_BYTES,
 )
+from orchestrator.models.port import Completion
 from orchestrator.runs.child_context import ChildContexts, ContextChoice
 from orchestrator.runs.holds import take_hold
 from orchestrator.runs.model_calls import Wish
@@ -49,6 +50,7 @@ class SubAnswer:
 
     text: str
     truncated: bool = False
+    memoised: bool = False
 
 
 class RunChild(Protocol):
@@ -79,7 +81,12 @@ class _Cell:
     turn: int
     clock: CellClock
     calls: dict[str, _Call] = field(default_factory=dict)
+    """By the id the guest chose. It is unique within the cell at best, so it names nothing in the record."""
     occurrences: Counter[str] = field(default_factory=Counter)
+
+    def next_name(self) -> str:
+        """What the next sub-call is called in the run's events."""
+        return f"{self.turn}.{len(self.calls) + 1}"
 
 
 class SubCalls:
@@ -130,17 +137,8 @@ class SubCalls:
         if max_tokens is not None and not 1 <= max_tokens <= model.card.max_output_tokens:
             raise InvalidRequestError(f"max_tokens must be from 1 to {model.card.max_output_tokens:,}")
         text = prompt.decode("utf-8", "replace")
-        wish = Wish(
-            call=call_id,
-            model=model,
-            system="",
-            conversation=(Told(text),),
-            python_tool=False,
-            output_tokens=max_tokens or DEFAULT_SUB_CALL_MAX_TOKENS,
-            least_output_tokens=max_tokens or LEAST_SUB_CALL_MAX_TOKENS,
-        )
         started = SubCallStarted(
-            call=call_id,
+            call=cell.next_name(),
             turn=cell.turn,
             what="complete",
             model=model.card.name,
@@ -150,12 +148,20 @@ class SubCalls:
         )
 
         async def work(call: _Call) -> SubAnswer:
-            completion = await self._tree.calls.ask(
-                wish, self._spec.account, self._recorder, on_dispatch=lambda: _mark_dispatched(call)
+            wish = Wish(
+                call=call.started.call,
+                model=model,
+                system="",
+                conversation=(Told(text),),
+                python_tool=False,
+                output_tokens=max_tokens or DEFAULT_SUB_CALL_MAX_TOKENS,
+                least_output_tokens=max_tokens or LEAST_SUB_CALL_MAX_TOKENS,
             )
-            return SubAnswer(completion.reply.text, completion.reply.stop is StopReason.MAX_TOKENS)
+            completion, memoised = await self._ask(call, wish)
+            truncated = completion.reply.stop is StopReason.MAX_TOKENS
+            return SubAnswer(completion.reply.text, truncated, memoised)
 
-        return await self._once(cell, started, work)
+        return await self._once(cell, call_id, started, work)
 
     async def child_run(
         self, call_id: str, question: bytes, context: ContextChoice, *, max_tokens: int | None
@@ -173,7 +179,7 @@ class SubCalls:
         text = question.decode("utf-8", "replace")
         model = self._tree.model("")
         started = SubCallStarted(
-            call=call_id,
+            call=cell.next_name(),
             turn=cell.turn,
             what="child_run",
             model=model.card.name,
@@ -196,13 +202,13 @@ class SubCalls:
                     depth=self._spec.depth + 1,
                     account=self._child_account(max_tokens),
                     parent=self._spec.run_id,
-                    parent_call=call_id,
+                    parent_call=call.started.call,
                 )
                 return _child_answer(await self._run_child(self._tree, spec))
             finally:
                 self._tree.contexts.release(staged)
 
-        return await self._once(cell, started, work)
+        return await self._once(cell, call_id, started, work)
 
     def left(self) -> Amounts:
         """The least that an account on the path has left; open holds and what is kept count as used."""
@@ -230,11 +236,21 @@ class SubCalls:
             raise NotExecutingError("no cell is running: sub-calls are possible only while one is")
         return self._cell
 
-    async def _once(self, cell: _Cell, started: SubCallStarted, work: _Work) -> SubAnswer:
+    async def _ask(self, call: _Call, wish: Wish) -> tuple[Completion, bool]:
+        def ask() -> Awaitable[Completion]:
+            return self._tree.calls.ask(
+                wish, self._spec.account, self._recorder, on_dispatch=lambda: _mark_dispatched(call)
+            )
+
+        if self._tree.memo is None:
+            return await ask(), False
+        return await self._tree.memo.once(call.started.request_hash, ask)
+
+    async def _once(self, cell: _Cell, call_id: str, started: SubCallStarted, work: _Work) -> SubAnswer:
         """Do the work, or join the one under way under the same id."""
-        if not 1 <= len(started.call.encode("utf-8", "replace")) <= MAX_CALL_ID_BYTES:
+        if not 1 <= len(call_id.encode("utf-8", "replace")) <= MAX_CALL_ID_BYTES:
             raise InvalidRequestError(f"call_id must have 1 to {MAX_CALL_ID_BYTES} bytes")
-        call = cell.calls.get(started.call)
+        call = cell.calls.get(call_id)
         if call is None:
             occurrence = cell.occurrences[started.request_hash]
             cell.occurrences[started.request_hash] += 1
@@ -242,7 +258,7 @@ class SubCalls:
             call.task = asyncio.create_task(self._perform(call, work))
             self._tasks.add(call.task)
             call.task.add_done_callback(self._tasks.discard)
-            cell.calls[started.call] = call
+            cell.calls[call_id] = call
         elif call.started.request_hash != started.request_hash:
             raise CallIdReusedError("this call_id was used for another request")
         cell.clock.sub_call_started(time.monotonic())
@@ -260,11 +276,11 @@ class SubCalls:
 
     async def _perform(self, call: _Call, work: _Work) -> SubAnswer:
         started_s = time.monotonic()
-        answer, error, error_kind = "", "the cell ended first", RunCancelledError.__name__
+        answer, error, error_kind, memoised = "", "the cell ended first", RunCancelledError.__name__, False
         await self._recorder.record(call.started)
         try:
             result = await work(call)
-            answer, error, error_kind = result.text, "", ""
+            answer, error, error_kind, memoised = result.text, "", "", result.memoised
             return result
         except OrchestratorError as failure:
             error, error_kind = str(failure), type(failure).__name__
@@ -275,6 +291,7 @@ class SubCalls:
                 answer=self._recorder.text(answer),
                 error=error,
                 error_kind=error_kind,
+                memoised=memoised,
                 duration_s=time.monotonic() - started_s,
             )
             await run_shielded(self._recorder.record(ended))

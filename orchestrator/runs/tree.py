@@ -10,6 +10,7 @@ from orchestrator.ids import RunId, TenantId
 from orchestrator.limits import RunLimits
 from orchestrator.models.port import Model
 from orchestrator.runs.admission import TreeSlots
+from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
 from orchestrator.runs.recorder import Observer, Recorder
 from orchestrator.sandbox.lease import SandboxLeases
@@ -38,6 +39,8 @@ class RunTree:
     store: RunStore
     observers: Sequence[Observer]
     runtime: str
+    memo: Memo | None = None
+    """Set when identical sub-calls are to be asked once."""
 
     def model(self, name: str) -> Model:
         """A model of this tree; an empty name is the sub-call model.

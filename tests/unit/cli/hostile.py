@@ -36,6 +36,7 @@ _run_ids = st.sampled_from([RunId("ra"), RunId("rb"), RunId("rc")])
 
 _BY_TYPE: Mapping[object, st.SearchStrategy[object]] = {
     str: texts,
+    bool: st.booleans(),
     int: st.integers(min_value=0, max_value=200),
     float: st.floats(min_value=0, max_value=1e6),
     RunId: _run_ids,

@@ -84,18 +84,22 @@ class Story:
 
     def sub_call_ends(self, call: str, *, error: str = "", run_id: RunId = ROOT) -> Event:
         return self.tell(
-            trajectory.SubCallEnded(call=call, answer="a", error=error, error_kind="", duration_s=1.0), run_id
+            trajectory.SubCallEnded(
+                call=call, answer="a", error=error, error_kind="", memoised=False, duration_s=1.0
+            ),
+            run_id,
         )
 
     def pays(self, call: str, *, tokens: int = 100, microusd: int = 50, unconfirmed: bool = False) -> None:
         bill = Amounts(tokens=tokens, cost_microusd=microusd, calls=1)
         none = Amounts()
-        self.tell(trajectory.CallHeld(call=call, attempt=1, model="m", held=bill))
+        self.tell(trajectory.CallHeld(call=call, attempt=1, model="m", input_bound_tokens=tokens, held=bill))
         self.tell(
             trajectory.CallSettled(
                 call=call,
                 attempt=1,
                 model="m",
+                input_bound_tokens=tokens,
                 usage=Usage() if unconfirmed else Usage(input=tokens - 10, output=10),
                 confirmed=none if unconfirmed else bill,
                 unconfirmed=bill if unconfirmed else none,

@@ -26,6 +26,7 @@ _COMMAND_LINE = (_DOCS / "command-line.md").read_text()
 
 _TYPES: Mapping[object, str] = {
     str: "string",
+    bool: "boolean",
     int: "integer",
     float: "number",
     Text: "text",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from orchestrator import app
-from orchestrator.app import RunOptions, RunReport
+from orchestrator.app import RunOptions, RunReport, WholeContext
 from orchestrator.cli.main import app as rlm
 from orchestrator.config import Settings
 from orchestrator.errors import (
@@ -76,6 +76,7 @@ class FakeRun:
             limits=options.limits,
             duration_s=12.3456,
             context_bytes=2,
+            whole_context=WholeContext(tokens=5, cost_microusd=10, fits_window=True),
             notes=self.notes,
         )
 
@@ -143,6 +144,23 @@ def test_json_prints_one_object(fake: FakeRun, context: Path) -> None:
             "model_calls": 2,
             "child_runs": 2,
         },
+        "usage_by_model_and_depth": [
+            {
+                "model": "m",
+                "depth": 0,
+                "input_tokens": 90,
+                "output_tokens": 10,
+                "cache_read_tokens": 0,
+                "cache_write_tokens": 0,
+                "unconfirmed_tokens": 70,
+                "cost_usd": 0.123456,
+                "calls": 2,
+                "retried": 0,
+                "refused": 0,
+                "memoised": 0,
+            }
+        ],
+        "whole_context_once": {"estimated_tokens": 5, "estimated_cost_usd": 1e-05, "fits_window": True},
         "limits": {
             "max_tokens": 5_000_000,
             "max_cost_usd": 0.1,
