@@ -22,7 +22,7 @@ _FUNCTIONS = {
     "SHOW_VARS": names.SHOW_VARS,
 }
 
-_EXCEPTIONS = (errors.SubCallError, *errors.SubCallError.__subclasses__())
+_EXCEPTIONS = {error.__name__: error for error in errors.BY_REASON.values()}
 
 
 def make_namespace() -> dict[str, Any]:
@@ -34,8 +34,7 @@ def make_namespace() -> dict[str, Any]:
     module = ModuleType("__main__")
     namespace = module.__dict__
     namespace["__builtins__"] = builtins
-    namespace |= _FUNCTIONS
-    namespace |= {error.__name__: error for error in _EXCEPTIONS}
+    namespace |= {**_FUNCTIONS, **_EXCEPTIONS}
     namespace["answer"] = {"content": "", "ready": False}
     sys.modules["__main__"] = module
     builtins.input = _no_input

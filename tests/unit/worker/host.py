@@ -89,23 +89,23 @@ class Broker(broker_pb2_grpc.BrokerServiceServicer):
         self.most_in_flight = 0
         self.cancelled = 0
 
-    async def Complete(self, request: Any, context: Any) -> Any:  # type: ignore[override]
+    async def Complete(self, request: Any, context: Any) -> Any:
         self.asked.append(request)
         async with self._counted(context):
             return broker_pb2.CompleteResponse(text=(await self.complete(request)).encode())
 
-    async def StartChildRun(self, request: Any, context: Any) -> Any:  # type: ignore[override]
+    async def StartChildRun(self, request: Any, context: Any) -> Any:
         self.children.append(request)
         async with self._counted(context):
             answer = await self.child(request)
             for start in range(0, len(answer), 262_144):
                 yield broker_pb2.StartChildRunResponse(data=answer[start : start + 262_144])
 
-    async def UploadContext(self, request_iterator: Any, context: Any) -> Any:  # type: ignore[override]
+    async def UploadContext(self, request_iterator: Any, context: Any) -> Any:
         self.uploads.append([request async for request in request_iterator])
         return broker_pb2.UploadContextResponse(upload_id=f"upload-{len(self.uploads)}")
 
-    async def GetBudget(self, request: Any, context: Any) -> Any:  # type: ignore[override]
+    async def GetBudget(self, request: Any, context: Any) -> Any:
         return broker_pb2.GetBudgetResponse(tokens=1234, levels_below=2, deadline_s=60.0)
 
     @contextlib.asynccontextmanager
@@ -133,7 +133,7 @@ class Sandbox(sandbox_pb2_grpc.SandboxServiceServicer):
         self.received: asyncio.Queue[sandbox_pb2.AttachRequest] = asyncio.Queue()
         self.to_send: asyncio.Queue[sandbox_pb2.AttachResponse | None] = asyncio.Queue()
 
-    async def Attach(self, request_iterator: Any, context: Any) -> Any:  # type: ignore[override]
+    async def Attach(self, request_iterator: Any, context: Any) -> Any:
         async def receive() -> None:
             async for request in request_iterator:
                 self.received.put_nowait(request)
