@@ -418,7 +418,7 @@ def test_a_scripted_run_says_so_wherever_it_shows_what_the_model_did(fake: FakeR
     fake.story.end("turn_limit")
     fake.outcome, fake.answer, fake.found_so_far = Outcome.TURN_LIMIT, None, "one\ntwo"
     result = _run(context, "--model", "scripted:demo.py")
-    told = [line for line in result.stderr.splitlines() if not line.startswith("rlm: used")]
+    told = [line for line in result.stderr.splitlines() if not line.startswith(("rlm: used", "rlm: sending"))]
     assert len(told) > 6
     assert all(line.startswith("[scripted] ") for line in told)
 
