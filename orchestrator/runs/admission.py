@@ -1,10 +1,10 @@
 """Who may have a sandbox, so that recursion can't deadlock.
 
-A parent keeps its sandbox while it waits for its children. If parents could take the last ones, their children
-would wait for ever. So a root run is admitted only together with one *chain* of sandboxes, one for each depth
-it may reach, which nobody else can take; whatever is free beyond the chains goes to whoever asks first. A run
-at depth d waits for the chain's sandbox of depth d or for a free one. The deepest run of a chain waits for
-nobody, so it ends; then the one above it, and so on.
+A parent keeps its sandbox while it waits for its children. If parents could take the last ones, their
+children would wait for ever. So a root run is admitted only together with one *chain* of sandboxes, one for
+each depth it may reach, which nobody else can take; whatever is free beyond the chains goes to whoever asks
+first. A run at depth d waits for the chain's sandbox of depth d or for a free one. The deepest run of a chain
+waits for nobody, so it ends; then the one above it, and so on.
 """
 
 import asyncio
@@ -45,8 +45,8 @@ class SandboxSlots:
         length = max_depth + 1
         if length > self._capacity:
             raise InvalidRequestError(
-                f"a depth limit of {max_depth} needs {length} sandboxes at once and only {self._capacity} are "
-                "allowed: lower --max-depth or raise RLM_MAX_SANDBOXES"
+                f"a depth limit of {max_depth} needs {length} sandboxes at once and only {self._capacity} "
+                "are allowed: lower --max-depth or raise RLM_MAX_SANDBOXES"
             )
         waiter = _Waiter(wanted=length, tree=None, depth=0)
         await self._wait(waiter)
@@ -76,20 +76,20 @@ class SandboxSlots:
             self._free += waiter.wanted
 
     def _serve(self) -> None:
-        """Serve all who can be, in order. Once somebody waits for free ones, later ones get their chain's only."""
+        """Serve all who can be, in order. Once somebody waits for free ones, the others get their chain's."""
         for waiter in tuple(self._waiting):
+            if waiter.served.cancelled():
+                # Its task has not run since; it leaves the queue by itself and then calls this again.
+                continue
             if waiter.tree is not None and waiter.tree.chain_free[waiter.depth]:
                 waiter.tree.chain_free[waiter.depth] = False
                 waiter.from_chain = True
-            elif waiter.wanted <= self._free and self._first_for_free(waiter):
+            elif waiter.wanted <= self._free and waiter is self._waiting[0]:
                 self._free -= waiter.wanted
             else:
                 continue
             self._waiting.remove(waiter)
             waiter.served.set_result(None)
-
-    def _first_for_free(self, waiter: _Waiter) -> bool:
-        return self._waiting[0] is waiter
 
 
 class TreeSlots:

@@ -72,7 +72,8 @@ class ChildContexts:
         match choice:
             case InlineText() if len(choice.data) > MAX_INLINE_CONTEXT_BYTES:
                 raise InvalidRequestError(
-                    f"a context in a request has at most {MAX_INLINE_CONTEXT_BYTES:,} bytes; upload a larger one"
+                    f"a context in a request has at most {MAX_INLINE_CONTEXT_BYTES:,} bytes; "
+                    "upload a larger one"
                 )
             case InlineText():
                 return await self._in_thread(lambda: self._contexts.stage_text(self._tenant_id, choice.data))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from orchestrator.ids import RunId
+from orchestrator.shielding import run_shielded
 from orchestrator.store.port import LedgerEntry, RunStore
 from orchestrator.trajectory import Event, Payload, Text, shorten
 
@@ -31,18 +32,23 @@ class Recorder:
         return short
 
     async def record(self, *payloads: Payload, ledger_entries: Sequence[LedgerEntry] = ()) -> None:
-        """Append events; durable when this returns."""
+        """Append events; durable when this returns, also when its task is cancelled meanwhile."""
+        await run_shielded(self._append(payloads, ledger_entries))
+
+    async def _append(self, payloads: Sequence[Payload], ledger_entries: Sequence[LedgerEntry]) -> None:
         async with self._writing:
             now = time.time()
             events = [
                 Event(self.run_id, self._next_seq + place, now, payload)
                 for place, payload in enumerate(payloads)
             ]
-            blobs, self._blobs = self._blobs, []
+            blobs = tuple(self._blobs)
             await self._store.append(
                 self.run_id, self._next_seq, events, blobs=blobs, ledger_entries=ledger_entries
             )
             self._next_seq += len(events)
+            # Only now: what could not be stored comes with the next event. Others may have been added since.
+            del self._blobs[: len(blobs)]
             for event in events:
                 for observe in self._observers:
                     observe(event)
