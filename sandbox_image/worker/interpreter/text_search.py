@@ -31,44 +31,44 @@ class ViewMatch:
     It holds copies of its groups, so that keeping it does not keep a window of the text.
     """
 
-    __slots__ = ("_groups", "_names", "_spans", "lastgroup", "lastindex", "re")
+    __slots__ = ("_groups", "_regs", "_shift", "lastgroup", "lastindex", "re")
 
+    # Made once for each match of millions: whatever can wait until it is asked for, waits.
     def __init__(
         self, match: "re.Match[str] | re.Match[bytes]", shift: int, pattern: "re.Pattern[str]"
     ) -> None:
         self.re = pattern
         self.lastindex = match.lastindex
         self.lastgroup = match.lastgroup
-        self._groups = tuple(_as_str(group) for group in (match.group(0), *match.groups()))
-        self._spans = tuple(
-            (-1, -1) if start < 0 else (start + shift, end + shift) for start, end in match.regs
-        )
-        self._names = pattern.groupindex
+        self._groups = (match.group(), *match.groups())
+        self._regs = match.regs
+        self._shift = shift
 
     def __repr__(self) -> str:
-        return f"<ViewMatch span={self.span()}, match={self._groups[0]!r:.60}>"
+        return f"<ViewMatch span={self.span()}, match={self[0]!r:.60}>"
 
     def __getitem__(self, group: int | str) -> str | None:
-        return self._groups[self._number(group)]
+        return _as_str(self._groups[self._number(group)])
 
     def group(self, *groups: int | str) -> Any:
         """The text of a group, or a tuple of several; the whole match for none."""
         if len(groups) > 1:
             return tuple(self[group] for group in groups)
-        return self[groups[0]] if groups else self._groups[0]
+        return self[groups[0] if groups else 0]
 
     def groups(self, default: str | None = None) -> tuple[str | None, ...]:
         """All groups but the whole match; `default` for those that took no part."""
-        return tuple(default if group is None else group for group in self._groups[1:])
+        return tuple(default if group is None else _as_str(group) for group in self._groups[1:])
 
     def groupdict(self, default: str | None = None) -> dict[str, str | None]:
         """The named groups."""
         groups = self.groups(default)
-        return {name: groups[number - 1] for name, number in self._names.items()}
+        return {name: groups[number - 1] for name, number in self.re.groupindex.items()}
 
     def span(self, group: int | str = 0) -> tuple[int, int]:
         """Where a group starts and ends, in characters of the text; (-1, -1) if it took no part."""
-        return self._spans[self._number(group)]
+        start, end = self._regs[self._number(group)]
+        return (start, end) if start < 0 else (start + self._shift, end + self._shift)
 
     def start(self, group: int | str = 0) -> int:
         """Where a group starts."""
@@ -80,9 +80,9 @@ class ViewMatch:
 
     def _number(self, group: int | str) -> int:
         if isinstance(group, str):
-            if group not in self._names:
+            if group not in self.re.groupindex:
                 raise IndexError("no such group")
-            return self._names[group]
+            return self.re.groupindex[group]
         if not 0 <= group < len(self._groups):
             raise IndexError("no such group")
         return group
