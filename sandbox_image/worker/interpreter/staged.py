@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from sandbox_image.worker.interpreter.stretch import Place, Stretch
 from sandbox_image.worker.interpreter.text import TextView
 
 _MANIFEST_VERSION = 1
+_VISIBLE_WITHIN_S = 1.0
 
 
 class StagingError(Exception):
@@ -38,10 +40,10 @@ def open_context(directory: Path, max_str_bytes: int) -> OwnContext:
     """Open what lies in `directory` as a str, a TextView or a FileMap.
 
     Raises:
-        OSError: It is not there.
+        OSError: It is not there, also not after a while.
         StagingError: It is of another version or kind.
     """
-    manifest = json.loads((directory / "manifest.json").read_bytes())
+    manifest = json.loads(_read_once_visible(directory / "manifest.json"))
     if manifest["version"] != _MANIFEST_VERSION:
         raise StagingError(f"manifest version {manifest['version']}; this image knows {_MANIFEST_VERSION}")
     mapped = _map(directory / "blob", manifest["blob_bytes"])
@@ -65,6 +67,18 @@ def _files(mapped: mmap.mmap, entries: "list[list[str | int]]", max_str_bytes: i
 def _stretch(mapped: mmap.mmap, entry: _Entry) -> Stretch:
     place = Place(entry.path, 0, entry.offset)
     return Stretch(mapped, place, entry.length_bytes, entry.characters, entry.width)
+
+
+def _read_once_visible(file: Path) -> bytes:
+    # What the host links into a mounted directory is seen here a few milliseconds later under some runtimes.
+    deadline_s = time.monotonic() + _VISIBLE_WITHIN_S
+    while True:
+        try:
+            return file.read_bytes()
+        except FileNotFoundError:
+            if time.monotonic() > deadline_s:
+                raise
+        time.sleep(0.001)
 
 
 def _map(file: Path, size_bytes: int) -> mmap.mmap:

@@ -129,8 +129,8 @@ def matches_in_windows(pattern: "re.Pattern[str]", read: Read, length_bytes: int
         is_last = end == length_bytes
         window = read(behind, end).decode()
         first = count_characters(read(behind, start))
-        beyond = 0 if is_last else count_characters(read(_character_start(read, end - REACH_BYTES), end))
-        limit = resume = len(window) - beyond
+        limit_byte = end if is_last else _character_start(read, end - REACH_BYTES)
+        limit = resume = len(window) - count_characters(read(limit_byte, end))
         for match in pattern.finditer(window, first):
             if not is_last:
                 if match.start() >= limit:
@@ -141,7 +141,7 @@ def matches_in_windows(pattern: "re.Pattern[str]", read: Read, length_bytes: int
             resume = max(resume, match.end())
         if is_last:
             return
-        start += len(window[first:resume].encode())
+        start = limit_byte + len(window[limit:resume].encode())
         start_character += resume - first
 
 

@@ -149,8 +149,11 @@ class Sandbox(sandbox_pb2_grpc.SandboxServiceServicer):
 class Host:
     """A worker process and what the test does with it."""
 
-    def __init__(self, sandbox: Sandbox, broker: Broker, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, sandbox: Sandbox, broker: Broker, process: asyncio.subprocess.Process, context_dir: Path
+    ) -> None:
         self.broker = broker
+        self.context_dir = context_dir
         self.process = process
         self.hello = sandbox_pb2.Hello()
         self._sandbox = sandbox
@@ -228,7 +231,7 @@ async def started(
             *(f"{root}/broker.sock", f"{root}/context", f"{root}/work"),
             env={"PYTHONPATH": f"{ROOT}:{ROOT}/proto", "PATH": os.environ["PATH"]},
         )
-        host = Host(sandbox, broker, process)
+        host = Host(sandbox, broker, process, root / "context")
         try:
             host.hello = (await host.receive()).hello
             host.send(lease=lease)
