@@ -1,55 +1,66 @@
 """From model names to models: which client serves them, and what they cost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from orchestrator.config import Settings
 from orchestrator.errors import InvalidRequestError, KeyMissingError, ProviderUnreachableError
-from orchestrator.models.catalogue import SCRIPTED_PREFIX, lookup
+from orchestrator.models import price_file
+from orchestrator.models.breaker import GuardedClient
+from orchestrator.models.catalogue import SCRIPTED_PREFIX
+from orchestrator.models.choice import Policy, Wanted, choose
+from orchestrator.models.platforms import ANTHROPIC_URL
 from orchestrator.models.port import Model, ModelClient
+from orchestrator.models.price_file import PriceList
 from orchestrator.models.scripted import ScriptedClient, load_script
-from orchestrator.pricing import ModelCard
-from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS
 
-ANTHROPIC_URL = "https://api.anthropic.com"
 _CONNECT_S = 5.0
 _NO_KEY = "none"
 """Sent to a server of one's own when no key is set: the SDK insists on sending one."""
+_PROVIDER = ""
+"""What stands for the provider where a scripted model has its own name: all its models share one client, and
+so one circuit breaker."""
 
 
 @asynccontextmanager
 async def open_models(
-    root: str, sub: str, *, base_url: str, api_key: str, priced_by_user: Mapping[str, ModelCard]
+    wanted: Wanted, settings: Settings, *, base_url: str
 ) -> AsyncIterator[dict[str, Model]]:
-    """The models of a run tree by name and alias, connected for the length of the block.
+    """The models of a run tree by name, role and alias, connected for the length of the block.
 
     Raises:
-        ModelNotAllowedError: Nothing says what a model costs.
-        InvalidRequestError: A script that does not load, an address that is none.
-        KeyMissingError: Anthropic's own address and no key.
+        ModelNotAllowedError: The settings don't allow a model, or nothing says what it costs.
+        InvalidRequestError: A script or price file that does not load, an address that is none.
+        KeyMissingError: The provider needs a key and there is none.
+        MachineError: The platform's own library is not installed.
         ProviderUnreachableError: Nothing answers at the address.
     """
-    cards = {name: lookup(name, priced_by_user) for name in (root, sub)}
+    prices = price_file.read(settings.prices_file) if settings.prices_file else PriceList()
+    cards = choose(wanted, Policy(prices=prices, allowed=settings.models_allowed))
     clients: dict[str, ModelClient] = {}
     try:
-        for name in cards:
-            key = name if name.startswith(SCRIPTED_PREFIX) else ""
-            if key not in clients:
-                clients[key] = (
-                    ScriptedClient(load_script(Path(name.removeprefix(SCRIPTED_PREFIX))))
-                    if key
-                    else await _anthropic(base_url or ANTHROPIC_URL, api_key)
-                )
-        models = {
-            name: Model(card, clients[name if name.startswith(SCRIPTED_PREFIX) else ""])
-            for name, card in cards.items()
-        }
-        yield {**models, ROOT_ALIAS: models[root], SUB_ALIAS: models[sub]}
+        for served_by in {_served_by(card.name) for card in cards.values()}:
+            clients[served_by] = (
+                ScriptedClient(load_script(Path(served_by.removeprefix(SCRIPTED_PREFIX))))
+                if served_by
+                else await _provider(settings, base_url)
+            )
+        yield {name: Model(card, clients[_served_by(card.name)]) for name, card in cards.items()}
     finally:
         for client in clients.values():
             await client.aclose()
+
+
+def provider_url(settings: Settings, base_url: str = "") -> str:
+    """The address that calls go to."""
+    return base_url or (settings.platform.url if settings.platform else ANTHROPIC_URL)
+
+
+def _served_by(model: str) -> str:
+    return model if model.startswith(SCRIPTED_PREFIX) else _PROVIDER
 
 
 async def check_address(base_url: str) -> None:
@@ -75,13 +86,20 @@ async def check_address(base_url: str) -> None:
     writer.close()
 
 
-async def _anthropic(base_url: str, api_key: str) -> ModelClient:
-    if not api_key and base_url == ANTHROPIC_URL:
+async def _provider(settings: Settings, base_url: str) -> ModelClient:
+    url = provider_url(settings, base_url)
+    if not settings.platform and not settings.api_key and url == ANTHROPIC_URL:
         raise KeyMissingError(
             "no key for the model provider: set ANTHROPIC_API_KEY, or name a server with --base-url"
         )
-    await check_address(base_url)
+    await check_address(url)
     # Here and not above: it takes a second and 75 MB, and a scripted run needs neither.
+    from orchestrator.models import sdk  # noqa: PLC0415
     from orchestrator.models.anthropic_client import AnthropicClient  # noqa: PLC0415
 
-    return AnthropicClient(api_key or _NO_KEY, base_url)
+    connection = (
+        sdk.on_platform(settings.platform, url)
+        if settings.platform
+        else sdk.anthropic_api(settings.api_key or _NO_KEY, url)
+    )
+    return GuardedClient(AnthropicClient(connection))

@@ -17,14 +17,14 @@ from orchestrator.errors import InvalidRequestError
 from orchestrator.ids import LOCAL_TENANT, RunId, new_run_id
 from orchestrator.limits import RunLimits
 from orchestrator.machine import Machine, open_machine, open_workplace
-from orchestrator.models.catalogue import priced_by_hand
+from orchestrator.models.choice import HandPrice, Wanted
 from orchestrator.models.port import Model
 from orchestrator.pricing import ModelCard, Usage
 from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
 from orchestrator.runs.recorder import Observer
 from orchestrator.runs.run import run_to_end
-from orchestrator.runs.tree import ROOT_ALIAS, RunResult, RunSpec, RunTree, limit_amounts
+from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS, RunResult, RunSpec, RunTree, limit_amounts
 from orchestrator.store.memory import MemoryRunStore
 from orchestrator.trajectory import Tally
 from orchestrator.turn import Outcome
@@ -40,6 +40,8 @@ class RunOptions:
     """`scripted:FILE.py` for a model played by a script."""
     sub_model: str = ""
     """For sub-calls and child runs; empty for `model`."""
+    allow_models: Sequence[str] = ()
+    """Models that cells may name besides, each `MODEL` or `NAME=MODEL`."""
     base_url: str = ""
     """Of any server that speaks the Anthropic Messages API; empty for Anthropic's own."""
     runtime: str = "runc"
@@ -49,6 +51,8 @@ class RunOptions:
     price_input_usd_per_mtok: Decimal | None = None
     """For models without a known price. Both or neither; 0 is allowed."""
     price_output_usd_per_mtok: Decimal | None = None
+    window_tokens: int | None = None
+    """Of the models priced so; None for 200,000."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +111,6 @@ async def run(
     """
     if not options.question.strip():
         raise InvalidRequestError("the question is empty")
-    sub_model = options.sub_model or options.model
     started_s = time.monotonic()
     tally = Tally()
     async with open_workplace(settings) as workplace:
@@ -116,13 +119,7 @@ async def run(
             for note in context.notes:
                 say(note)
             async with (
-                open_models(
-                    options.model,
-                    sub_model,
-                    base_url=options.base_url,
-                    api_key=settings.api_key,
-                    priced_by_user=_prices(options, (options.model, sub_model)),
-                ) as models,
+                open_models(_wanted(options), settings, base_url=options.base_url) as models,
                 open_machine(settings, workplace, runtime=options.runtime) as machine,
             ):
                 say("starting a sandbox")
@@ -223,11 +220,20 @@ def _whole_context(tally: Tally, context_bytes: int, card: ModelCard) -> WholeCo
     )
 
 
-def _prices(options: RunOptions, names: Sequence[str]) -> dict[str, ModelCard]:
-    """Cards from the prices on the command line; they hold for both models."""
+def _wanted(options: RunOptions) -> Wanted:
+    return Wanted(
+        roles={ROOT_ALIAS: options.model, SUB_ALIAS: options.sub_model or options.model},
+        allow=options.allow_models,
+        by_hand=_price_by_hand(options),
+    )
+
+
+def _price_by_hand(options: RunOptions) -> HandPrice | None:
     price_input, price_output = options.price_input_usd_per_mtok, options.price_output_usd_per_mtok
     if price_input is None and price_output is None:
-        return {}
+        if options.window_tokens is not None:
+            raise InvalidRequestError("--window-tokens is for a model with --price-input and --price-output")
+        return None
     if price_input is None or price_output is None:
         raise InvalidRequestError("give both --price-input and --price-output, or neither")
-    return {name: priced_by_hand(name, input_usd=price_input, output_usd=price_output) for name in names}
+    return HandPrice(input_usd=price_input, output_usd=price_output, window_tokens=options.window_tokens)

@@ -1,14 +1,26 @@
 """Settings of the process: environment to frozen dataclasses, read once by the composition root."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import InvalidRequestError
+from orchestrator.models.platforms import Bedrock, Foundry, Platform, Vertex
 
 _PREFIX = "RLM_"
-_KNOWN = {"RLM_STATE_DIR", "RLM_IMAGE", "RLM_MAX_SANDBOXES", "RLM_SANDBOX_MEMORY_MIB"}
+_KNOWN = {
+    "RLM_STATE_DIR",
+    "RLM_IMAGE",
+    "RLM_MAX_SANDBOXES",
+    "RLM_SANDBOX_MEMORY_MIB",
+    "RLM_PRICES_FILE",
+    "RLM_MODELS_ALLOWED",
+    "RLM_PROVIDER",
+}
+# These become part of an address.
+_HOST_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +56,12 @@ class Settings:
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     api_key: str = field(default="", repr=False)
     """ANTHROPIC_API_KEY. Sent to the provider and nowhere else."""
+    platform: Platform | None = None
+    """RLM_PROVIDER: where the models are served; None for Anthropic's own address or a server like it."""
+    prices_file: Path | None = None
+    """RLM_PRICES_FILE: prices and sizes of models, and aliases, over those that we ship."""
+    models_allowed: Sequence[str] = ()
+    """RLM_MODELS_ALLOWED, separated by commas: no run uses another model. Empty for any."""
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -64,7 +82,55 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         max_sandboxes=_positive(environment, "RLM_MAX_SANDBOXES", 16),
         sandbox=SandboxSettings(memory_mib=_positive(environment, "RLM_SANDBOX_MEMORY_MIB", 512)),
         api_key=environment.get("ANTHROPIC_API_KEY", ""),
+        platform=_platform(environment),
+        prices_file=Path(environment["RLM_PRICES_FILE"]) if environment.get("RLM_PRICES_FILE") else None,
+        models_allowed=_listed(environment.get("RLM_MODELS_ALLOWED", "")),
     )
+
+
+def _platform(environment: Mapping[str, str]) -> Platform | None:
+    """The platform and its credentials, under the names that its own tools read."""
+    match environment.get("RLM_PROVIDER", ""):
+        case "" | "anthropic":
+            return None
+        case "bedrock":
+            region = "AWS_REGION" if environment.get("AWS_REGION") else "AWS_DEFAULT_REGION"
+            return Bedrock(
+                region=_host_part(environment, region),
+                bearer_token=environment.get("AWS_BEARER_TOKEN_BEDROCK", ""),
+                access_key_id=environment.get("AWS_ACCESS_KEY_ID", ""),
+                secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY", ""),
+                session_token=environment.get("AWS_SESSION_TOKEN", ""),
+                profile=environment.get("AWS_PROFILE", ""),
+            )
+        case "vertex":
+            return Vertex(
+                region=_host_part(environment, "CLOUD_ML_REGION"),
+                project_id=_host_part(environment, "ANTHROPIC_VERTEX_PROJECT_ID"),
+            )
+        case "foundry":
+            return Foundry(
+                resource=_host_part(environment, "ANTHROPIC_FOUNDRY_RESOURCE"),
+                api_key=environment.get("ANTHROPIC_FOUNDRY_API_KEY", ""),
+            )
+        case other:
+            raise InvalidRequestError(
+                f"RLM_PROVIDER must be anthropic, bedrock, vertex or foundry, not {other!r}"
+            )
+
+
+def _host_part(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name, "")
+    if not _HOST_PART.fullmatch(value):
+        raise InvalidRequestError(
+            f"RLM_PROVIDER={environment['RLM_PROVIDER']} needs {name},"
+            f" a name of letters, digits and hyphens, not {value!r}"
+        )
+    return value
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
 
 
 def _default_state_dir(environment: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from docker import DockerClient
 
-from orchestrator.access import ANTHROPIC_URL, check_address
+from orchestrator.access import check_address, provider_url
 from orchestrator.cells import CellClock, CellOutcome
 from orchestrator.config import Settings
 from orchestrator.errors import EngineError, OrchestratorError
@@ -52,7 +52,7 @@ async def doctor(settings: Settings) -> AsyncIterator[Check]:
         for runtime in RUNTIMES:
             yield await _probe_runtime(settings, runtime, known=runtime in runtimes)
     yield _check_key(settings)
-    yield await _check_provider()
+    yield await _check_provider(settings)
 
 
 async def _probe_runtime(settings: Settings, runtime: str, *, known: bool) -> Check:
@@ -100,6 +100,10 @@ def _runtimes(client: DockerClient) -> set[str]:
 
 
 def _check_key(settings: Settings) -> Check:
+    if settings.platform:
+        return Check(
+            "key", True, f"{type(settings.platform).__name__}: credentials are looked for with the first call"
+        )
     if settings.api_key:
         return Check("key", True, "ANTHROPIC_API_KEY is set")
     return Check(
@@ -107,9 +111,10 @@ def _check_key(settings: Settings) -> Check:
     )
 
 
-async def _check_provider() -> Check:
+async def _check_provider(settings: Settings) -> Check:
+    url = provider_url(settings)
     try:
-        await check_address(ANTHROPIC_URL)
+        await check_address(url)
     except OrchestratorError as error:
         return Check("provider", False, str(error), "check the network, or name a server with --base-url")
-    return Check("provider", True, f"{ANTHROPIC_URL} answers")
+    return Check("provider", True, f"{url} answers")

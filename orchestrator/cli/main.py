@@ -62,6 +62,13 @@ def run(
             metavar="MODEL", help=f"For sub-calls and child runs: --model if given, else {DEFAULT_SUB_MODEL}."
         ),
     ] = None,
+    allow_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]MODEL",
+            help="A model that cells may ask for besides, and a name of yours for it. Repeatable.",
+        ),
+    ] = None,
     base_url: Annotated[
         str,
         typer.Option(
@@ -114,6 +121,10 @@ def run(
         Decimal | None,
         typer.Option(parser=amounts.usd, metavar="USD", help="A million output tokens."),
     ] = None,
+    window_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1_000, max=_MOST, help="Of models priced so, 200,000 unless given."),
+    ] = None,
     events: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Write every event here (docs/events.md).")
     ] = None,
@@ -155,12 +166,14 @@ def run(
             context_paths=tuple(context),
             model=model or DEFAULT_MODEL,
             sub_model=sub_model or ("" if model else DEFAULT_SUB_MODEL),
+            allow_models=tuple(allow_model or ()),
             base_url=base_url,
             runtime=runtime.value,
             memoise=memoise,
             limits=limits,
             price_input_usd_per_mtok=price_input,
             price_output_usd_per_mtok=price_output,
+            window_tokens=window_tokens,
         )
         live = command.stderr_can_be_redrawn(os.environ.get("TERM"))
         code = command.run(options, settings, events_path=events, as_json=as_json, live=live)

@@ -51,6 +51,8 @@ _BY_STATUS: Mapping[int, _Verdict] = {
 _BY_TYPE: Mapping[str, _Verdict] = {
     "overloaded_error": _BUSY,
     "rate_limit_error": _RATE,
+    "throttlingException": _RATE,  # Bedrock's name for it, as for the next
+    "serviceUnavailableException": _BUSY,
     "timeout_error": _BROKE,
     "api_error": _BROKE,
     "authentication_error": _BY_STATUS[401],

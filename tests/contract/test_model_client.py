@@ -14,6 +14,7 @@ from orchestrator.errors import Billing, ModelError
 from orchestrator.models import scripted
 from orchestrator.models.anthropic_client import AnthropicClient
 from orchestrator.models.port import ModelClient, ModelRequest
+from orchestrator.models.sdk import anthropic_api
 from tests.fakes import anthropic_server as fake
 
 
@@ -50,7 +51,7 @@ async def _anthropic(scene: Scene) -> AsyncIterator[ModelClient]:
         return fake.Call(scene.turns[turn]) if turn < len(scene.turns) else fake.Say("done")
 
     async with fake.serve(respond) as server:
-        client = AnthropicClient("key", server.url)
+        client = AnthropicClient(anthropic_api("key", server.url))
         try:
             yield client
         finally:

@@ -22,6 +22,7 @@ from orchestrator.conversation import Entry, StopReason, Told, ToolReport
 from orchestrator.errors import Billing, InvalidRequestError, KeyMissingError, ModelError
 from orchestrator.models.anthropic_client import FOREIGN_ERRORS, AnthropicClient
 from orchestrator.models.port import ModelRequest
+from orchestrator.models.sdk import anthropic_api
 from orchestrator.pricing import Usage
 from tests.fakes.anthropic_server import (
     Blocks,
@@ -58,7 +59,7 @@ def _request(*entries: Entry, system: str = "", timeout_s: float = 30.0) -> Mode
 async def _connected(respond: Respond | Play) -> AsyncIterator[tuple[AnthropicClient, FakeAnthropic]]:
     play = respond if callable(respond) else lambda body: respond
     async with serve(play, key=KEY) as fake:
-        client = AnthropicClient(KEY, fake.url)
+        client = AnthropicClient(anthropic_api(KEY, fake.url))
         try:
             yield client, fake
         finally:
@@ -254,7 +255,7 @@ async def test_one_failed_call_leaves_the_next_one_alone() -> None:
 async def test_an_address_where_nobody_listens_costs_nothing() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        client = AnthropicClient(KEY, f"http://127.0.0.1:{taken.getsockname()[1]}")
+        client = AnthropicClient(anthropic_api(KEY, f"http://127.0.0.1:{taken.getsockname()[1]}"))
         with pytest.raises(ModelError, match="no connection to the provider") as caught:
             await client.complete(_request())
         await client.aclose()
@@ -263,7 +264,7 @@ async def test_an_address_where_nobody_listens_costs_nothing() -> None:
 
 async def test_a_server_that_does_not_speak_tls_costs_nothing() -> None:
     async with serve(lambda body: Say("x")) as fake:
-        client = AnthropicClient(KEY, fake.url.replace("http:", "https:"))
+        client = AnthropicClient(anthropic_api(KEY, fake.url.replace("http:", "https:")))
         with pytest.raises(ModelError, match="no connection to the provider") as caught:
             await client.complete(_request())
         await client.aclose()
@@ -281,7 +282,7 @@ async def test_a_reply_that_cannot_be_read_may_have_been_billed(reply: bytes) ->
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
-        client = AnthropicClient(KEY, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        client = AnthropicClient(anthropic_api(KEY, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
         with pytest.raises(ModelError, match="no valid") as caught:
             await client.complete(_request())
         await client.aclose()
@@ -327,7 +328,7 @@ async def test_nothing_of_the_environment_goes_out(monkeypatch: pytest.MonkeyPat
 
 async def test_the_key_is_in_no_error_even_when_the_server_repeats_it() -> None:
     async with serve(lambda body: Say("never"), key="another key") as fake:
-        client = AnthropicClient(KEY, fake.url)
+        client = AnthropicClient(anthropic_api(KEY, fake.url))
         with pytest.raises(ModelError, match=r"does not accept the API key \(401") as caught:
             await client.complete(_request())
         await client.aclose()
@@ -341,7 +342,7 @@ async def test_the_key_is_in_no_error_even_when_the_server_repeats_it() -> None:
 @pytest.mark.parametrize("key", ["", "  \n", "sk\nx", "sk x", "schlüssel"])
 def test_what_cannot_be_a_key_is_refused_before_anything_is_sent(key: str) -> None:
     with pytest.raises(KeyMissingError) as caught:
-        AnthropicClient(key, "http://127.0.0.1:1")
+        anthropic_api(key, "http://127.0.0.1:1")
     assert key.strip() == "" or key not in str(caught.value)
 
 
@@ -350,7 +351,7 @@ def test_what_cannot_be_a_key_is_refused_before_anything_is_sent(key: str) -> No
 )
 def test_what_is_no_address_is_refused_before_anything_is_sent(url: str) -> None:
     with pytest.raises(InvalidRequestError, match="no http or https URL"):
-        AnthropicClient(KEY, url)
+        anthropic_api(KEY, url)
 
 
 # --- The fake itself -----------------------------------------------------------------------------------
