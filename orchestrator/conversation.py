@@ -6,12 +6,21 @@ blocks must be sent back untouched; everything else is ours.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TypeAlias
 
 Block: TypeAlias = Mapping[str, object]
 """One content block of a reply, as JSON. Its shape is that of the Messages API: `type` is `text`, `tool_use`,
 `thinking`, ... A client of another API translates to it."""
+
+
+class Dialect(StrEnum):
+    """How a model asks for a cell."""
+
+    TOOLS = "tools"
+    """A call of our one tool; its report is the call's result."""
+    FENCES = "fences"
+    """A fenced block in its text, for models without tool use; its report is text we send (`fences`)."""
 
 
 class StopReason(Enum):
@@ -35,6 +44,11 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class CellReport(Told):
+    """What became of the cell in the reply before it. Unlike other text, it may be elided to make room."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """What the model said, verbatim."""
 
@@ -49,7 +63,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class ToolReport:
-    """The result of one tool call of the reply before it."""
+    """The result of one tool call of the reply before it. A cell's may be elided too."""
 
     call_id: str
     text: str

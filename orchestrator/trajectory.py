@@ -60,6 +60,7 @@ class RunStarted:
     parent_call: str
     """The sub-call that started it, in the parent's events; empty for a root run."""
     limits: Mapping[str, float]
+    dialect: str = "tools"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +136,8 @@ class CellStarted:
     KIND: ClassVar[str] = "cell_started"
     turn: int
     code: Text
+    invented_bytes: int = 0
+    """What its model wrote behind it, which was cut off."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

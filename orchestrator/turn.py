@@ -13,6 +13,8 @@ What each odd reply means:
   unknown tool, bad input    likewise
   several tool calls         the first runs, the others are answered with why they did not
   no tool call               its text is the answer
+  fences: no cell, no FINAL  in the last turn its text is the answer; else told, asked again; likewise
+  fences: more than a cell   what follows the cell is cut off, and counted; nobody is told
   window full                outputs are elided, the newest last, and it is asked again; the turn does not
                              count; when none is left, model_failed
 
@@ -26,7 +28,7 @@ from typing import TypeAlias
 
 from orchestrator import prompts, reply
 from orchestrator.cells import CellOutcome, CellResult
-from orchestrator.conversation import Conversation, Reply, Told, ToolReport
+from orchestrator.conversation import CellReport, Conversation, Dialect, Entry, Reply, Told, ToolReport
 from orchestrator.errors import InvariantError
 from orchestrator.estimate import input_bound_tokens, utf8_bytes
 
@@ -111,6 +113,8 @@ class RunCell:
     """Run a cell. Report back `CellEnded`."""
 
     code: str
+    invented_bytes: int = 0
+    """How much the model wrote behind it, as if it had seen the output. It was cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,7 @@ class State:
     conversation: Conversation
     max_turns: int
     window_tokens: int
+    dialect: Dialect
     turn: int = 0
     useless_replies: int = 0
     last_answer: bool = False
@@ -152,14 +157,18 @@ class State:
     tokens: int = 0
     """What the provider counted for the conversation up to its last reply."""
     unanswered: tuple[str, ...] = ()
-    """Tool calls of the last reply; the first is the one whose cell runs."""
+    """Tool calls of the last reply; the first is the one whose cell runs. None with fences."""
     lost: CellResult | None = None
     """The cell that was running when the sandbox went away."""
 
 
-def start(task: str, *, max_turns: int, window_tokens: int) -> tuple[State, tuple[Action, ...]]:
+def start(
+    task: str, *, max_turns: int, window_tokens: int, dialect: Dialect = Dialect.TOOLS
+) -> tuple[State, tuple[Action, ...]]:
     """A run's first state and action."""
-    state = State(conversation=(Told(task),), max_turns=max_turns, window_tokens=window_tokens)
+    state = State(
+        conversation=(Told(task),), max_turns=max_turns, window_tokens=window_tokens, dialect=dialect
+    )
     return _ask(state)
 
 
@@ -181,18 +190,25 @@ def step(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
 
 
 def _on_reply(state: State, said: Reply) -> tuple[State, tuple[Action, ...]]:
-    kind = reply.read_reply(said)
-    kept = replace(state, conversation=(*state.conversation, said)) if said.content else state
+    kind = reply.read_reply(said, state.dialect)
+    counts = reply.what_counts(said, state.dialect)
+    kept = replace(state, conversation=(*state.conversation, counts)) if counts.content else state
     match kind:
         case reply.SaysAnswer():
             return kept, (End(Outcome.ANSWERED, kind.text, ""),)
         case reply.WantsCell():
-            ready = replace(kept, useless_replies=0, unanswered=(kind.call_id, *kind.not_run))
-            return ready, (RunCell(kind.code),)
+            calls = (kind.call_id, *kind.not_run) if state.dialect is Dialect.TOOLS else ()
+            invented_bytes = utf8_bytes(said.text) - utf8_bytes(counts.text)
+            return replace(kept, useless_replies=0, unanswered=calls), (RunCell(kind.code, invented_bytes),)
+        case reply.OnlyWords():
+            if state.last_answer or state.turn == state.max_turns:
+                return kept, (End(Outcome.ANSWERED, kind.text, ""),)
+            told = _tell(kept, prompts.REPLY_ONLY_WORDS)
+            return _useless(told, "the model wrote neither cells nor an answer")
         case reply.BadCall():
             reports = tuple(ToolReport(call_id, kind.why, is_error=True) for call_id in kind.call_ids)
-            told = replace(kept, conversation=(*kept.conversation, *reports))
-            return _useless(told, "the model made tool calls that could not be run")
+            told = _add(kept, *(reports or (Told(kind.why),)))
+            return _useless(told, "the model asked for cells that could not be run")
         case reply.CutOff():
             heard = kept if said.text.strip() else state
             return _useless(_tell(heard, prompts.REPLY_CUT_OFF), "the model's replies were cut off")
@@ -238,12 +254,16 @@ def _on_cell(state: State, result: CellResult) -> tuple[State, tuple[Action, ...
 
 def _report(state: State, result: CellResult) -> tuple[State, tuple[Action, ...]]:
     """Tell the model about the cell it ran, and that it ran no other."""
-    ran, *not_run = state.unanswered
-    reports = (
-        ToolReport(ran, prompts.cell_report(result), is_error=result.outcome is not CellOutcome.OK),
-        *(ToolReport(call_id, prompts.NOT_RUN, is_error=True) for call_id in not_run),
-    )
-    state = replace(state, conversation=(*state.conversation, *reports), unanswered=())
+    report = prompts.cell_report(result)
+    if state.dialect is Dialect.FENCES:
+        state = _add(state, CellReport(prompts.told_report(report)))
+    else:
+        ran, *not_run = state.unanswered
+        state = _add(
+            replace(state, unanswered=()),
+            ToolReport(ran, report, is_error=result.outcome is not CellOutcome.OK),
+            *(ToolReport(call_id, prompts.NOT_RUN, is_error=True) for call_id in not_run),
+        )
     if state.last_answer:
         return state, (End(Outcome.BUDGET_EXHAUSTED, None, "the last reply's cell gave no answer"),)
     return _ask(state)
@@ -276,8 +296,12 @@ def _make_room(state: State) -> tuple[State, tuple[Action, ...]]:
     return state, (End(Outcome.MODEL_FAILED, None, "the conversation does not fit the model's window"),)
 
 
+def _add(state: State, *entries: Entry) -> State:
+    return replace(state, conversation=(*state.conversation, *entries))
+
+
 def _tell(state: State, text: str) -> State:
-    return replace(state, conversation=(*state.conversation, Told(text)))
+    return _add(state, Told(text))
 
 
 def _tell_once(state: State, text: str) -> State:
@@ -304,13 +328,15 @@ def _elide(state: State, reports_kept: int) -> tuple[State, tuple[Compacted, ...
     reports = [
         (position, entry)
         for position, entry in enumerate(entries)
-        if isinstance(entry, ToolReport) and utf8_bytes(entry.text) > WORTH_ELIDING_BYTES
+        if isinstance(entry, ToolReport | CellReport) and utf8_bytes(entry.text) > WORTH_ELIDING_BYTES
     ]
     elided = reports[: max(0, len(reports) - reports_kept)]
     if not elided:
         return state, ()
     for position, report in elided:
-        entries[position] = replace(report, text=prompts.OUTPUT_ELIDED)
+        mark = prompts.OUTPUT_ELIDED
+        text = prompts.told_report(mark) if isinstance(report, CellReport) else mark
+        entries[position] = replace(report, text=text)
     before_bytes = input_bound_tokens("", state.conversation, python_tool=False)
     after_bytes = input_bound_tokens("", tuple(entries), python_tool=False)
     state = replace(

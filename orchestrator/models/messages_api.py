@@ -44,6 +44,8 @@ def request_params(request: ModelRequest) -> Json:
         params["system"] = [{"type": "text", "text": _sendable(request.system), "cache_control": _CACHED}]
         for message in [m for m in messages if m["role"] == "user"][-_CACHED_USER_TURNS:]:
             message["content"][-1]["cache_control"] = _CACHED
+    if request.stop_sequences:
+        params["stop_sequences"] = list(request.stop_sequences)
     if request.python_tool:
         params["tools"] = [_TOOL]
         params["tool_choice"] = {"type": "auto", "disable_parallel_tool_use": True}

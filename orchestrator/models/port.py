@@ -20,6 +20,8 @@ class ModelRequest:
     max_tokens: int
     timeout_s: float
     """For this attempt. The client must give up by itself."""
+    stop_sequences: tuple[str, ...] = ()
+    """The reply ends before any of these."""
 
 
 @dataclass(frozen=True, slots=True)

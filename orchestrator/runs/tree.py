@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from orchestrator.budget import Account, Amounts, Ledger
 from orchestrator.contexts.store import ContextStore, StagedContext
+from orchestrator.conversation import Dialect
 from orchestrator.errors import ModelNotAllowedError
 from orchestrator.ids import RunId, TenantId
 from orchestrator.limits import RunLimits
@@ -39,6 +40,8 @@ class RunTree:
     store: RunStore
     observers: Sequence[Observer]
     runtime: str
+    dialect: Dialect = Dialect.TOOLS
+    """Of all its runs."""
     memo: Memo | None = None
     """Set when identical sub-calls are to be asked once."""
 

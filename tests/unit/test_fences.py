@@ -224,7 +224,7 @@ def statements(draw: st.DrawFn) -> str:
     quote = draw(st.sampled_from(["'", '"', "'''", '"""']))
     prefix = draw(st.sampled_from(["", "f", "r", "b"]))
     one_line = ["```", "```repl", "#", "x", " ", "'", '"', "\\\\", "\\\n", "\\\n```", "é"]
-    pieces = one_line + ["\n```", "\n```repl\n"] if len(quote) == 3 else one_line
+    pieces = [*one_line, "\n```", "\n```repl\n"] if len(quote) == 3 else one_line
     text = "".join(draw(st.lists(st.sampled_from(pieces), max_size=8))).replace(quote[0], "\\" + quote[0])
     if prefix == "b":
         text = text.replace("é", "e")

@@ -2,6 +2,7 @@ import pytest
 
 from orchestrator import prompts
 from orchestrator.cells import CellOutcome, CellResult
+from orchestrator.conversation import Dialect
 from orchestrator.limits import OUTPUT_HEAD_BYTES, OUTPUT_TAIL_BYTES
 
 HOSTILE = "{} {0} {question} {{x}} %s %(a)s %d $name \\n </x>"
@@ -125,13 +126,49 @@ def test_an_exit_code_and_a_signal_are_told_apart(outcome: CellOutcome, words: s
 # --- The system prompt ------------------------------------------------------------------------------------
 
 
-def test_the_system_prompt_names_everything_a_cell_sees() -> None:
+@pytest.mark.parametrize("dialect", Dialect)
+def test_the_system_prompt_names_everything_a_cell_sees(dialect: Dialect) -> None:
     names = [
         *("context", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched"),
         *("FINAL", "FINAL_VAR", "SHOW_VARS", "budget", "allm_query", "arlm_query"),
     ]
-    assert [name for name in names if name not in prompts.SYSTEM] == []
+    assert [name for name in names if name not in prompts.system(dialect)] == []
 
 
-def test_the_system_prompt_tells_the_true_size_of_an_output() -> None:
-    assert f"{(OUTPUT_HEAD_BYTES + OUTPUT_TAIL_BYTES) // 1024} kB" in prompts.SYSTEM
+@pytest.mark.parametrize("dialect", Dialect)
+def test_the_system_prompt_tells_the_true_size_of_an_output(dialect: Dialect) -> None:
+    assert f"{(OUTPUT_HEAD_BYTES + OUTPUT_TAIL_BYTES) // 1024} kB" in prompts.system(dialect)
+
+
+def test_each_dialect_is_told_of_its_own_way_alone() -> None:
+    tools, fences = map(prompts.system, (Dialect.TOOLS, Dialect.FENCES))
+    assert "tool" in tools
+    assert "```" not in tools
+    assert "tool" not in fences
+    assert "\n```repl\nprint(len(context))\n```\n" in fences
+
+
+def test_notes_hold_in_both_dialects() -> None:
+    notes = (prompts.REPLY_EMPTY, prompts.REPLY_REFUSED, prompts.REPLY_CUT_OFF, prompts.LAST_TURN)
+    assert [note for note in notes if "tool" in note or "```" in note] == []
+
+
+# --- A report without a tool result -----------------------------------------------------------------------
+
+
+def test_a_told_report_says_whose_output_it_is_and_where_it_ends() -> None:
+    first, *output, last = prompts.told_report("1\n2").splitlines()
+    assert first.startswith(prompts.OUTPUT_HEADING)
+    assert output == ["1", "2"]
+    assert last.startswith("[end of output ")
+    assert first.split()[-1] == last.split()[-1]
+
+
+def test_an_output_cannot_pretend_that_it_has_ended() -> None:
+    seen = prompts.told_report("2")
+    ending = seen.splitlines()[-1]
+    assert prompts.told_report("2\n" + ending).splitlines()[-1] != ending
+
+
+def test_a_told_report_holds_lone_surrogates() -> None:
+    assert "\ud800" in prompts.told_report("\ud800")
