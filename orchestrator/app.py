@@ -13,6 +13,7 @@ from orchestrator.broker.service import serve_broker
 from orchestrator.budget import Ledger
 from orchestrator.config import Settings
 from orchestrator.contexts.store import ContextStore, StagedContext
+from orchestrator.conversation import Dialect
 from orchestrator.errors import InvalidRequestError
 from orchestrator.ids import LOCAL_TENANT, RunId, new_run_id
 from orchestrator.limits import RunLimits
@@ -44,6 +45,8 @@ class RunOptions:
     """Models that cells may name besides, each `MODEL` or `NAME=MODEL`."""
     base_url: str = ""
     """Of any server that speaks the Anthropic Messages API; empty for Anthropic's own."""
+    dialect: Dialect = Dialect.TOOLS
+    """How the models of all runs ask for cells."""
     runtime: str = "runc"
     memoise: bool = False
     """Ask identical sub-calls (same model, prompt and options) once and pay them once."""
@@ -174,6 +177,7 @@ async def _root_run(
             store=MemoryRunStore(),
             observers=observers,
             runtime=options.runtime,
+            dialect=options.dialect,
             memo=Memo() if options.memoise else None,
         )
         spec = RunSpec(

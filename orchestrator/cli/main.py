@@ -15,6 +15,7 @@ import typer
 
 from orchestrator.cli import amounts, exits, held_signals
 from orchestrator.config import Settings, read_settings
+from orchestrator.conversation import Dialect
 from orchestrator.errors import OrchestratorError
 from orchestrator.limits import RunLimits
 
@@ -111,6 +112,9 @@ def run(
             parser=amounts.seconds, metavar="SECONDS", help="For a cell, without waiting for sub-calls."
         ),
     ] = _DEFAULTS.cell_timeout_s,
+    dialect: Annotated[
+        Dialect, typer.Option(help="How models ask for cells; fences for those without tool use.")
+    ] = Dialect.TOOLS,
     runtime: Annotated[Runtime, typer.Option(help="runsc is gVisor.")] = Runtime.RUNC,
     memoise: Annotated[bool, typer.Option("--memoise", help="Ask identical sub-calls once.")] = False,
     price_input: Annotated[
@@ -168,6 +172,7 @@ def run(
             sub_model=sub_model or ("" if model else DEFAULT_SUB_MODEL),
             allow_models=tuple(allow_model or ()),
             base_url=base_url,
+            dialect=dialect,
             runtime=runtime.value,
             memoise=memoise,
             limits=limits,

@@ -40,6 +40,7 @@ class Wish:
     """Equal to `output_tokens` when it may not shrink."""
     keep: Amounts | None = None
     last_answer: bool = False
+    stop_sequences: tuple[str, ...] = ()
 
 
 class ModelCalls:
@@ -174,6 +175,7 @@ class ModelCalls:
             system=wish.system,
             conversation=wish.conversation,
             python_tool=wish.python_tool,
+            stop_sequences=wish.stop_sequences,
             max_tokens=max_tokens,
             timeout_s=min(MODEL_CALL_TIMEOUT_S, left_s),
         )

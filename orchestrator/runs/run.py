@@ -16,6 +16,7 @@ from orchestrator import prompts, turn
 from orchestrator.budget import Amounts
 from orchestrator.cells import CellClock
 from orchestrator.contexts.manifest import Shape
+from orchestrator.conversation import Dialect
 from orchestrator.errors import (
     BudgetExceededError,
     DeadlineExceededError,
@@ -33,6 +34,7 @@ from orchestrator.limits import (
     OUTPUT_TAIL_BYTES,
     TURN_MAX_TOKENS,
 )
+from orchestrator.reply import what_counts
 from orchestrator.rpc.guest_server import AddServices
 from orchestrator.runs.model_calls import Wish, call_amounts, output_cost_microusd
 from orchestrator.runs.sub_calls import SubCalls
@@ -128,7 +130,10 @@ class _Run:
             levels_below=self._sub_calls.levels_below(),
         )
         state, actions = turn.start(
-            task, max_turns=self._tree.limits.max_turns, window_tokens=self._spec.model.card.window_tokens
+            task,
+            max_turns=self._tree.limits.max_turns,
+            window_tokens=self._spec.model.card.window_tokens,
+            dialect=self._tree.dialect,
         )
         while True:
             for action in actions:
@@ -142,7 +147,7 @@ class _Run:
                 case turn.AskModel() as ask:
                     event = await self._ask_model(ask)
                 case turn.RunCell() as cell:
-                    event = await self._run_cell(cell.code)
+                    event = await self._run_cell(cell)
                 case turn.ReplaceSandbox():
                     event = await self._replace_sandbox()
                 case turn.End() as end:
@@ -155,15 +160,17 @@ class _Run:
 
     async def _ask_model(self, ask: turn.AskModel) -> turn.Event:
         self._turn = ask.turn
-        bound = input_bound_tokens(prompts.SYSTEM, ask.conversation, python_tool=True)
+        system, python_tool = prompts.system(self._tree.dialect), self._tree.dialect is Dialect.TOOLS
+        bound = input_bound_tokens(system, ask.conversation, python_tool=python_tool)
         await self._recorder.record(TurnStarted(turn=ask.turn, request_bytes=bound))
         output_tokens, least_output_tokens = self._turn_output(ask)
         wish = Wish(
             call=f"turn-{ask.turn}",
             model=self._spec.model,
-            system=prompts.SYSTEM,
+            system=system,
             conversation=ask.conversation,
-            python_tool=True,
+            python_tool=python_tool,
+            stop_sequences=() if python_tool else (prompts.INVENTED_OUTPUT,),
             output_tokens=output_tokens,
             least_output_tokens=least_output_tokens,
             keep=None if ask.last_answer or self._spec.depth else self._keep(bound, output_tokens),
@@ -178,7 +185,7 @@ class _Run:
         except ModelError as error:
             return turn.Stopped(Outcome.MODEL_FAILED, str(error))
         said = completion.reply
-        self._found_so_far = said.text.strip() or self._found_so_far
+        self._found_so_far = what_counts(said, self._tree.dialect).text.strip() or self._found_so_far
         await self._recorder.record(
             ModelReplied(
                 turn=ask.turn,
@@ -245,9 +252,15 @@ class _Run:
             return turn.Stopped(Outcome.SANDBOX_LOST, f"the sandbox was lost and not replaced: {error}")
         return turn.SandboxReplaced()
 
-    async def _run_cell(self, code: str) -> turn.Event:
+    async def _run_cell(self, cell: turn.RunCell) -> turn.Event:
         assert self._sandbox is not None, "a cell follows a lease"  # noqa: S101 - the loop's own order
-        await self._recorder.record(CellStarted(turn=self._turn, code=self._recorder.text(code)))
+        await self._recorder.record(
+            CellStarted(
+                turn=self._turn,
+                code=self._recorder.text(cell.code),
+                invented_bytes=cell.invented_bytes,
+            )
+        )
         limits = self._tree.limits
         clock = CellClock(
             started_s=time.monotonic(),
@@ -256,7 +269,7 @@ class _Run:
             cell_ceiling_s=limits.cell_ceiling_s,
         )
         with self._sub_calls.executing(self._turn, clock):
-            result = await self._sandbox.run_cell(code, clock)
+            result = await self._sandbox.run_cell(cell.code, clock)
         self._found_so_far = result.output.strip() or self._found_so_far
         await self._recorder.record(
             CellEnded(
@@ -291,6 +304,7 @@ class _Run:
                 parent=spec.parent,
                 parent_call=spec.parent_call,
                 limits=asdict(self._tree.limits),
+                dialect=self._tree.dialect.value,
             )
         )
 
