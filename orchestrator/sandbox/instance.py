@@ -9,10 +9,10 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from orchestrator.errors import MachineError
+from orchestrator.errors import MachineError, SandboxStartError
 from orchestrator.ids import InstanceId, SandboxId, new_instance_id
 
 _FIRST_UID = 200_000
@@ -52,6 +52,8 @@ class Instance:
         if self._free_uids is None:
             yield None
             return
+        if not self._free_uids:
+            raise SandboxStartError(f"{_UIDS_PER_INSTANCE} sandboxes are running: there is no uid left")
         uid = self._free_uids.pop()
         try:
             yield uid
@@ -67,33 +69,24 @@ def claim_instance(state_dir: Path) -> Iterator[Instance]:
         MachineError: The state directory cannot be used.
     """
     instance_id = new_instance_id()
-    instances = state_dir / "instances"
-    directory = instances / instance_id
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        instances.mkdir(mode=0o700, exist_ok=True)
-        lock = _lock(instances / f"{instance_id}.lock")
-        directory.mkdir(mode=0o700)
-        (directory / "contexts").mkdir(mode=0o700)
-        (directory / "sandboxes").mkdir(mode=0o711)
-    except OSError as error:
-        raise MachineError(
-            f"the state directory {str(state_dir)!r} cannot be used ({error.strerror}): "
-            "set RLM_STATE_DIR to one that can"
-        ) from error
-    if lock is None:
-        raise MachineError(
-            "a new instance's lock is taken: the state directory is shared with something else"
-        )
-    block, first_uid = _claim_uid_block(state_dir) if os.geteuid() == 0 else (None, None)
-    try:
+    with ExitStack() as stack:
+        try:
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            instances = state_dir / "instances"
+            instances.mkdir(mode=0o700, exist_ok=True)
+            stack.callback(os.close, _new_lock(instances, instance_id))
+            stack.callback(forget_instance, state_dir, instance_id)
+            directory = instances / instance_id
+            directory.mkdir(mode=0o700)
+            (directory / "contexts").mkdir(mode=0o700)
+            (directory / "sandboxes").mkdir(mode=0o711)
+            first_uid = stack.enter_context(_uid_block(state_dir)) if os.geteuid() == 0 else None
+        except OSError as error:
+            raise MachineError(
+                f"the state directory {str(state_dir)!r} cannot be used ({error.strerror}): "
+                "set RLM_STATE_DIR to one that can"
+            ) from error
         yield Instance(instance_id, directory, first_uid)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        (instances / f"{instance_id}.lock").unlink(missing_ok=True)
-        os.close(lock)
-        if block is not None:
-            os.close(block)
 
 
 def dead_instances(state_dir: Path) -> list[InstanceId]:
@@ -113,14 +106,37 @@ def forget_instance(state_dir: Path, instance_id: InstanceId) -> None:
     (state_dir / "instances" / f"{instance_id}.lock").unlink(missing_ok=True)
 
 
-def _claim_uid_block(state_dir: Path) -> tuple[int, int]:
+@contextmanager
+def _uid_block(state_dir: Path) -> Iterator[int]:
+    """The first uid of a block that no other live instance has, for the length of the block."""
     blocks = state_dir / "uids"
     blocks.mkdir(mode=0o700, exist_ok=True)
     for number in range(_UID_BLOCKS):
         lock = _lock(blocks / f"{number}.lock")
         if lock is not None:
-            return lock, _FIRST_UID + number * _UIDS_PER_INSTANCE
+            try:
+                yield _FIRST_UID + number * _UIDS_PER_INSTANCE
+            finally:
+                os.close(lock)
+            return
     raise MachineError(f"{_UID_BLOCKS} orchestrators share this state directory: that is too many")
+
+
+def _new_lock(instances: Path, instance_id: InstanceId) -> int:
+    """The open, locked descriptor of a new instance's lock file.
+
+    It gets its name when it is locked already: between the two, somebody looking for dead instances would
+    take this one for dead.
+    """
+    nameless = instances / f"new-{instance_id}"
+    descriptor = os.open(nameless, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        nameless.rename(instances / f"{instance_id}.lock")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _lock(path: Path) -> int | None:

@@ -40,6 +40,16 @@ class _RunningCell:
     answer: bytearray = field(default_factory=bytearray)
     received_bytes: int = 0
 
+    @property
+    def end(self) -> int:
+        """Where what has come so far ends in the cell's whole output."""
+        return self.tail_offset + len(self.tail) if self.tail else len(self.head)
+
+    @property
+    def cut_bytes(self) -> int:
+        """How much is missing between head and tail."""
+        return self.tail_offset - len(self.head) if self.tail else 0
+
 
 class AttachProtocol:
     """The order of one stream. Feed it each message; it tells when a cell is over."""
@@ -83,7 +93,9 @@ class AttachProtocol:
         return CellResult(
             outcome=CellOutcome.SANDBOX_LOST,
             output_head=_text(cell.head) if cell else "",
-            output_bytes=len(cell.head) if cell else 0,
+            output_tail=_text(cell.tail) if cell else "",
+            output_bytes=cell.end if cell else 0,
+            cut_bytes=cell.cut_bytes if cell else 0,
             lost_variables=self._variables,
         )
 
@@ -110,10 +122,9 @@ class AttachProtocol:
         cell.received_bytes += len(chunk.data)
         if cell.received_bytes > OUTPUT_HEAD_BYTES + OUTPUT_TAIL_BYTES:
             raise GuestProtocolError("the guest sent more output than it may")
-        end = cell.tail_offset + len(cell.tail) if cell.tail else len(cell.head)
-        if chunk.offset == end:
+        if chunk.offset == cell.end:
             (cell.tail if cell.tail else cell.head).extend(chunk.data)
-        elif chunk.offset > end and not cell.tail:
+        elif chunk.offset > cell.end and not cell.tail:
             cell.tail_offset = chunk.offset
             cell.tail.extend(chunk.data)
         else:
@@ -128,9 +139,7 @@ class AttachProtocol:
 
     def _cell_ended(self, cell: _RunningCell, ended: pb.CellEnded) -> CellResult:
         outcome, traceback, status = _outcome(ended)
-        sent_end = cell.tail_offset + len(cell.tail) if cell.tail else len(cell.head)
-        cut_bytes = cell.tail_offset - len(cell.head) if cell.tail else 0
-        if ended.output_bytes != sent_end:
+        if ended.output_bytes != cell.end:
             raise GuestProtocolError("the guest's output does not add up")
         answer: str | None = None
         if ended.HasField("answer"):
@@ -148,7 +157,7 @@ class AttachProtocol:
             output_head=_text(cell.head),
             output_tail=_text(cell.tail),
             output_bytes=ended.output_bytes,
-            cut_bytes=cut_bytes,
+            cut_bytes=cell.cut_bytes,
             traceback=traceback,
             status=status,
             answer=answer,
