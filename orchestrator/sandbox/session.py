@@ -11,7 +11,13 @@ from rlm_proto.v1 import sandbox_pb2 as pb
 from rlm_proto.v1 import sandbox_pb2_grpc
 
 from orchestrator.cells import CellClock, CellResult
-from orchestrator.errors import GuestProtocolError, SandboxError, SandboxLostError, SandboxStartError
+from orchestrator.errors import (
+    EngineError,
+    GuestProtocolError,
+    SandboxError,
+    SandboxLostError,
+    SandboxStartError,
+)
 from orchestrator.ids import SandboxId
 from orchestrator.limits import (
     INTERRUPT_GRACE_S,
@@ -26,6 +32,8 @@ from orchestrator.sandbox.protocol import AttachProtocol
 
 _LOOK_WHILE_WAITING_S = 0.25
 """How often the clock is read while a sub-call is in flight: guest time may resume at any moment."""
+WRITE_S = 10.0
+"""To hand one message to a worker that always reads."""
 _CPU_LOOK_S = 2.0
 """How often the engine is asked for CPU time; also how much of it a cell gets uncounted."""
 
@@ -47,7 +55,11 @@ class CpuMeter:
         now_s = time.monotonic()
         if now_s - self._asked_at_s >= _CPU_LOOK_S:
             self._asked_at_s = now_s
-            total_s = await self._driver.cpu_s(self._sandbox_id)
+            try:
+                total_s = await self._driver.cpu_s(self._sandbox_id)
+            except EngineError:
+                # The cell did nothing wrong, and its wall-clock limits still hold.
+                return self._spent_s
             self._first_s = total_s if self._first_s is None else self._first_s
             self._spent_s = total_s - self._first_s
         return self._spent_s
@@ -150,9 +162,17 @@ class SandboxSession(sandbox_pb2_grpc.SandboxServiceServicer):
         if self._stream is None or self._over.done():
             raise SandboxLostError("the sandbox's stream is over")
         try:
-            await self._stream.write(message)
+            # A guest that does not read stops the stream's flow, and would stop us.
+            async with asyncio.timeout(WRITE_S):
+                await self._stream.write(message)
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
             raise SandboxLostError("the sandbox's stream broke") from error
+        except TimeoutError as error:
+            lost = SandboxLostError("the sandbox's worker does not read")
+            if not self._over.done():
+                # The write is still under way, and there can't be a second one.
+                self._over.set_result(lost)
+            raise lost from error
 
     async def Attach(  # type: ignore[override]  # noqa: N802 - grpc.aio also takes a coroutine; the rpc's name
         self, request_iterator: AsyncIterator[pb.AttachRequest], context: _Stream
