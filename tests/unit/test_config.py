@@ -65,3 +65,58 @@ def test_the_state_directory_is_where_the_user_may_write(
 
 def test_the_key_is_not_shown_with_the_settings() -> None:
     assert "the key" not in repr(Settings(state_dir=Path("/"), api_key="the key"))
+
+
+def test_prices_and_allowed_models_are_read() -> None:
+    settings = read_settings(
+        {"HOME": "/", "RLM_PRICES_FILE": "/etc/prices.toml", "RLM_MODELS_ALLOWED": " a, b,,a "}
+    )
+    assert settings.prices_file == Path("/etc/prices.toml")
+    assert settings.models_allowed == ("a", "b")
+
+
+AWS = {"AWS_REGION": "eu-west-1", "AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "the secret"}
+GOOGLE = {"CLOUD_ML_REGION": "europe-west1", "ANTHROPIC_VERTEX_PROJECT_ID": "my-project"}
+AZURE = {"ANTHROPIC_FOUNDRY_RESOURCE": "mine", "ANTHROPIC_FOUNDRY_API_KEY": "the secret"}
+
+
+@pytest.mark.parametrize(
+    ("provider", "environment", "url"),
+    [
+        ("bedrock", AWS, "https://bedrock-runtime.eu-west-1.amazonaws.com"),
+        ("bedrock", {"AWS_DEFAULT_REGION": "us-east-1"}, "https://bedrock-runtime.us-east-1.amazonaws.com"),
+        ("vertex", GOOGLE, "https://europe-west1-aiplatform.googleapis.com/v1"),
+        ("vertex", {**GOOGLE, "CLOUD_ML_REGION": "global"}, "https://aiplatform.googleapis.com/v1"),
+        ("vertex", {**GOOGLE, "CLOUD_ML_REGION": "eu"}, "https://aiplatform.eu.rep.googleapis.com/v1"),
+        ("foundry", AZURE, "https://mine.services.ai.azure.com/anthropic/"),
+    ],
+)
+def test_a_platform_is_chosen_and_its_credentials_are_read_and_not_shown(
+    provider: str, environment: dict[str, str], url: str
+) -> None:
+    settings = read_settings({"HOME": "/", "RLM_PROVIDER": provider, **environment})
+    assert settings.platform is not None
+    assert settings.platform.url == url
+    assert "secret" not in repr(settings).replace("secret_access_key", "")
+
+
+@pytest.mark.parametrize("provider", ["", "anthropic"])
+def test_anthropics_own_address_is_no_platform(provider: str) -> None:
+    assert read_settings({"HOME": "/", "RLM_PROVIDER": provider, **AWS}).platform is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"RLM_PROVIDER": "openai"}, "must be anthropic, bedrock, vertex or foundry, not 'openai'"),
+        ({"RLM_PROVIDER": "bedrock"}, "RLM_PROVIDER=bedrock needs AWS_DEFAULT_REGION"),
+        ({"RLM_PROVIDER": "bedrock", "AWS_REGION": "evil.test/"}, "needs AWS_REGION, a name of letters"),
+        ({"RLM_PROVIDER": "vertex", "CLOUD_ML_REGION": "eu"}, "needs ANTHROPIC_VERTEX_PROJECT_ID"),
+        ({"RLM_PROVIDER": "foundry"}, "needs ANTHROPIC_FOUNDRY_RESOURCE"),
+    ],
+)
+def test_a_platform_without_what_it_needs_is_refused_by_name(
+    environment: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=sentence):
+        read_settings({"HOME": "/", **environment})
