@@ -14,7 +14,8 @@ Rules. They live in this file and nowhere else:
    that a request wants nothing of never stands in its way, overdrawn or not.
 6. An explicit `max_tokens` is never changed. A default shrinks to what is left with no hold open, to no less
    than a stated least; then it waits for that much.
-7. A part of an account can be *kept*: it counts as used for everybody but the root's last answer.
+7. A part of an account and of all its ancestors can be *kept*: it counts as used for everybody but the
+   root's last answer.
 8. A limit can be lowered by a child and never raised by one: a child's limit only adds an account below its
    parent's.
 
@@ -112,8 +113,8 @@ class Ask:
     """Equal to `output_tokens` when the caller asked for exactly that."""
     output_microusd_per_mtok: int = 0
     keep: Amounts | None = None
-    """What the account keeps for the last answer once this is granted; None leaves it as it is. It must fit
-    beside the hold, else the call could eat what it is meant to leave."""
+    """What the account and its ancestors keep for the last answer once this is granted; None leaves it as it
+    is. It must fit beside the hold, else the call could eat what it is meant to leave."""
     last_answer: bool = False
     """May use what is kept."""
 
@@ -254,8 +255,8 @@ class Ledger:
                 return False
         for account in path:
             account.free = account.free.minus(request.amounts)
-        if ask.keep is not None:
-            request.account.kept = ask.keep
+            if ask.keep is not None:
+                account.kept = ask.keep
         request.standing = Standing.GRANTED
         return True
 
@@ -285,9 +286,7 @@ def _kept_from(request: Request, account: Account) -> Amounts:
     """What the request must leave on the account for the last answer (rule 7)."""
     if request.ask.last_answer:
         return ZERO
-    if request.ask.keep is not None and account is request.account:
-        return request.ask.keep
-    return account.kept
+    return account.kept if request.ask.keep is None else request.ask.keep
 
 
 def _short_of_room(request: Request) -> list[Account]:

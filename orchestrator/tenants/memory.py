@@ -18,6 +18,10 @@ class MemoryTenantAccount:
         self.drawn = self.drawn.plus(granted)
         return granted
 
+    async def charge(self, overdraft: Amounts) -> None:
+        """See `TenantAccount.charge`."""
+        self.drawn = self.drawn.plus(overdraft)
+
     async def give_back(self, unused: Amounts) -> None:
         """See `TenantAccount.give_back`."""
         if not unused.fits(self.drawn):

@@ -21,6 +21,10 @@ class TenantAccount(Protocol):
         """
         ...
 
+    async def charge(self, overdraft: Amounts) -> None:
+        """Book what a provider billed past everything drawn. Never refused: the money is gone."""
+        ...
+
     async def give_back(self, unused: Amounts) -> None:
         """Return what was drawn and not used. What is never given back counts as used."""
         ...

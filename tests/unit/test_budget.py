@@ -587,7 +587,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _kept(request: Request, account: Account) -> Amounts:
         if request.ask.last_answer:
             return ZERO
-        return request.ask.keep if request.ask.keep and account is request.account else account.kept
+        return account.kept if request.ask.keep is None else request.ask.keep
 
     @invariant()
     def an_output_lies_between_what_was_asked_and_the_least(self) -> None:

@@ -1,0 +1,67 @@
+"""A run tree's money: its own ledger, and its line to the tenant's allowance.
+
+The tree draws from the tenant in steps and books what it drew as the limit of an account above its own. So
+the ledger's rules cover run, run tree and tenant alike, and a hold needs a round trip to the tenant's account
+only when a step is used up. Two trees of one tenant can't overspend together: what one drew, the other can't.
+"""
+
+import asyncio
+
+from orchestrator.budget import ZERO, Account, Amounts, Ask, Ledger, Request
+from orchestrator.runs.holds import take_hold
+from orchestrator.tenants.port import TenantAccount
+
+TENANT_SCOPE = "tenant"
+TREE_SCOPE = "run tree"
+
+STEP = Amounts(tokens=1_000_000, cost_microusd=1_000_000, calls=100, child_runs=10)
+"""Drawn at once, unless more is needed: what one tree can keep from the tenant's others without using it."""
+
+
+class Treasury:
+    """Made for one run tree; `close` gives back what it did not use."""
+
+    def __init__(self, tenant: TenantAccount, tree_limit: Amounts, *, step: Amounts = STEP) -> None:
+        self.ledger = Ledger()
+        self._tenant_account = self.ledger.open_account(TENANT_SCOPE, ZERO)
+        self.account = self.ledger.open_account(TREE_SCOPE, tree_limit, self._tenant_account)
+        """The run tree's; the root run pays from it directly."""
+        self._tenant = tenant
+        self._step = step
+        self._drawing = asyncio.Lock()
+
+    async def hold(self, account: Account, ask: Ask, *, timeout_s: float) -> Request:
+        """A granted hold, which the caller must settle with the ledger.
+
+        Raises:
+            BudgetExceededError: It can't ever be granted.
+            DeadlineExceededError: Open holds stood in its way until the time was over.
+        """
+        await self._cover(ask)
+        return await take_hold(self.ledger, account, ask, timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        """Give back what was drawn and not used. No hold may be open any more."""
+        left = self._tenant_account.left_without_holds()
+        await self._tenant.give_back(left.above_zero())
+        past_what_was_drawn = ZERO.minus(left).above_zero()
+        if past_what_was_drawn != ZERO:
+            await self._tenant.charge(past_what_was_drawn)
+
+    async def _cover(self, ask: Ask) -> None:
+        """Draw what the tenant's account lacks for this hold. Whether it is enough, the ledger decides."""
+        if self._missing(ask) == ZERO:
+            return
+        # One draw at a time, else ten holds of one breath would draw ten steps.
+        async with self._drawing:
+            missing = self._missing(ask)
+            if missing == ZERO:
+                return
+            wanted = Amounts(*(max(pair) if pair[0] else 0 for pair in zip(missing, self._step, strict=True)))
+            drawn = await self._tenant.grant(wanted)
+            self.ledger.raise_limit(self._tenant_account, self._tenant_account.limit.plus(drawn))
+
+    def _missing(self, ask: Ask) -> Amounts:
+        wanted = ask.at(ask.output_tokens)
+        kept = ZERO if ask.last_answer else ask.keep or self._tenant_account.kept
+        return wanted.plus(kept).minus(self._tenant_account.free).above_zero()
