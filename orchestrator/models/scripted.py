@@ -13,6 +13,9 @@ The client keeps no conversation. At every turn it replays `run` from the record
 it yields with what it said then. So a resumed run works like any other, and a script that is not
 deterministic is told so. Old reports may have been elided: a script must not depend on them twice.
 
+A script plays in either dialect: its cells become tool calls or fenced blocks, its last answer becomes text
+or a cell that calls FINAL. What it says is taken as it stands, fences and all.
+
 A script is trusted like any program of the user's; it runs in the orchestrator's own process.
 """
 
@@ -23,7 +26,7 @@ import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -31,11 +34,21 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from orchestrator import prompts
-from orchestrator.conversation import PYTHON_TOOL, Block, Conversation, Entry, Reply, StopReason, Told
+from orchestrator.conversation import (
+    PYTHON_TOOL,
+    Block,
+    Conversation,
+    Dialect,
+    Entry,
+    Reply,
+    StopReason,
+    Told,
+)
 from orchestrator.errors import Billing, InvalidRequestError, ModelError
 from orchestrator.models.in_flight import InFlight
 from orchestrator.models.port import Completion, ModelRequest
 from orchestrator.pricing import Usage
+from orchestrator.reply import what_counts
 
 BYTES_PER_TOKEN = 4
 """The price of simplicity: every text is counted as one token for four bytes of UTF-8, rounded up."""
@@ -168,6 +181,7 @@ class ScriptedClient:
         raise _broken(f"complete() returned {type(answer).__name__}, not text")
 
     async def _turn(self, request: ModelRequest) -> Reply:
+        dialect = Dialect.TOOLS if request.python_tool else Dialect.FENCES
         question, depth = task_of(request.conversation)
         player = self._part("run")(question, depth)
         if not inspect.isgenerator(player):
@@ -177,7 +191,12 @@ class ScriptedClient:
         for turn, (recorded, told) in enumerate(rounds):
             while _leaves_no_trace(step):
                 step = _next(player, "")
-            if not (_is_removed(step) if recorded is None else _same(recorded, _reply(step, turn))):
+            if recorded is None:
+                is_same = _is_removed(step)
+            else:
+                played = _stopped(_reply(step, turn, dialect), request.stop_sequences)
+                is_same = _same(recorded, what_counts(played, dialect))
+            if not is_same:
                 raise _broken(
                     f"at turn {turn + 1} the script does not do what it did the first time;"
                     " it may depend on nothing but its question, its depth and the latest report"
@@ -192,7 +211,7 @@ class ScriptedClient:
                 break
             step = _next(player, "")
         player.close()
-        reply = _reply(step, len(rounds))
+        reply = _stopped(_reply(step, len(rounds), dialect), request.stop_sequences)
         if _tokens(_size(reply)) > request.max_tokens:
             raise _broken(f"its reply at turn {len(rounds) + 1} is longer than {request.max_tokens} tokens")
         return reply
@@ -278,24 +297,48 @@ def _is_removed(step: "Step | _Returned") -> bool:
     return isinstance(step, Refuse) or step == Say("")
 
 
-def _reply(step: "Step | _Returned", turn: int) -> Reply:
+def _reply(step: "Step | _Returned", turn: int, dialect: Dialect) -> Reply:
     match step:
         case str(code):
-            return Reply((_call(turn, 1, {"code": code}),), StopReason.TOOL_USE)
+            return _cells(turn, dialect, code)
         case Cell(code, text):
-            return Reply((*_text(text), _call(turn, 1, {"code": code})), StopReason.TOOL_USE)
+            return _cells(turn, dialect, code, text=text)
+        case TwoCells(first, second):
+            return _cells(turn, dialect, first, second)
+        case _Returned(text) if dialect is Dialect.FENCES:
+            return _cells(turn, dialect, f"FINAL({text!r})")
         case Say(text) | _Returned(text):
             return Reply(_text(text), StopReason.END_TURN)
         case Refuse():
             return _REFUSAL
+        case CutOff(""):
+            torn = _call(turn, 1, {}) if dialect is Dialect.TOOLS else _text("```repl\nx = ")[0]
+            return Reply((torn,), StopReason.MAX_TOKENS)
         case CutOff(text):
-            return Reply(_text(text) or (_call(turn, 1, {}),), StopReason.MAX_TOKENS)
+            return Reply(_text(text), StopReason.MAX_TOKENS)
         case Raw(content, stop):
             return Reply(content, stop)
-        case TwoCells(first, second):
-            calls = (_call(turn, 1, {"code": first}), _call(turn, 2, {"code": second}))
-            return Reply(calls, StopReason.TOOL_USE)
     raise AssertionError(f"{step!r} is played before it gets here")
+
+
+def _cells(turn: int, dialect: Dialect, *codes: str, text: str = "") -> Reply:
+    if dialect is Dialect.FENCES:
+        words = (text, *(f"```repl\n{code}\n```" for code in codes))
+        return Reply(_text("\n".join(filter(None, words))), StopReason.END_TURN)
+    calls = (_call(turn, number, {"code": code}) for number, code in enumerate(codes, 1))
+    return Reply((*_text(text), *calls), StopReason.TOOL_USE)
+
+
+def _stopped(reply: Reply, stop_sequences: Sequence[str]) -> Reply:
+    """The reply as a provider ends it."""
+    said: list[Block] = []
+    for block in reply.content:
+        text = str(block.get("text", ""))
+        stops = [at for at in map(text.find, stop_sequences) if at >= 0]
+        if stops:
+            return Reply((*said, *_text(text[: min(stops)])), StopReason.STOP_SEQUENCE)
+        said.append(block)
+    return reply
 
 
 def _sub_call_reply(text: str, max_tokens: int) -> Reply:

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -7,7 +8,16 @@ from hypothesis import strategies as st
 
 from orchestrator import prompts, turn
 from orchestrator.cells import CellOutcome, CellResult
-from orchestrator.conversation import Block, Conversation, Reply, StopReason, Told, ToolReport
+from orchestrator.conversation import (
+    Block,
+    CellReport,
+    Conversation,
+    Dialect,
+    Reply,
+    StopReason,
+    Told,
+    ToolReport,
+)
 from orchestrator.errors import InvariantError
 from orchestrator.estimate import input_bound_tokens
 from orchestrator.reply import CALL_CUT_OFF
@@ -488,3 +498,144 @@ def test_a_conversation_can_be_sent_whatever_has_happened(data: st.DataObject) -
     assert isinstance(actions[-1], End), "every run ends"
     for note in (prompts.LAST_TURN, prompts.BUDGET_USED_UP, prompts.WINDOW_COMPACTED):
         assert state.conversation.count(Told(note)) <= 1
+
+
+# --- Fenced cells -----------------------------------------------------------------------------------------
+
+FENCED = said(text("Look.\n```repl\nprint(1)\n```"), stop=StopReason.END_TURN)
+CHAT = said(text("I would look at it."), stop=StopReason.END_TURN)
+
+
+def fenced(*events: Event, max_turns: int = 10, window_tokens: int = WINDOW) -> tuple[Action, ...]:
+    """What is done after these events, with a model that writes fences."""
+    state, actions = turn.start(
+        TASK, max_turns=max_turns, window_tokens=window_tokens, dialect=Dialect.FENCES
+    )
+    for event in events:
+        assert not isinstance(actions[-1], End), "the run is over already"
+        state, actions = turn.step(state, event)
+    return actions
+
+
+def told(*events: Event, max_turns: int = 10) -> Conversation:
+    """The conversation that model is asked to continue."""
+    ask = fenced(*events, max_turns=max_turns)[-1]
+    assert isinstance(ask, AskModel)
+    return ask.conversation
+
+
+def test_a_fenced_cell_runs_and_its_report_is_told_as_text() -> None:
+    assert fenced(FENCED) == (RunCell("print(1)"),)
+    report = CellReport(prompts.told_report("1"))
+    assert told(FENCED, ended("1\n")) == (Told(TASK), FENCED.reply, report)
+
+
+def test_what_was_invented_behind_a_cell_is_cut_off_counted_and_told_to_nobody() -> None:
+    invented = "\n[output of your cell]\né 42\n```repl\nFINAL(42)\n```"
+    more = said(THINKING, text(FENCED.reply.text + invented), text("and"), stop=StopReason.END_TURN)
+    assert fenced(more) == (RunCell("print(1)", invented_bytes=len(invented.encode()) + len("and")),)
+    kept = Reply((THINKING, text(FENCED.reply.text)), StopReason.END_TURN)
+    assert told(more, ended("1"))[1:] == (kept, CellReport(prompts.told_report("1")))
+
+
+def test_a_cell_that_is_whole_runs_although_the_reply_was_cut_off_behind_it() -> None:
+    for stop in (StopReason.MAX_TOKENS, StopReason.WINDOW_FULL, StopReason.STOP_SEQUENCE):
+        assert fenced(said(text("```repl\n1\n```\nOutput: 4"), stop=stop)) == (RunCell("1", 10),)
+
+
+def test_a_cell_that_was_cut_off_is_not_run_and_its_model_told() -> None:
+    cut = said(text("```repl\nprint("), stop=StopReason.MAX_TOKENS)
+    assert told(cut) == (Told(TASK), cut.reply, Told(CALL_CUT_OFF))
+    assert fenced(cut, cut, cut)[-1] == End(
+        Outcome.MODEL_FAILED,
+        None,
+        "the model asked for cells that could not be run, 3 useless replies in a row",
+    )
+
+
+def test_final_in_prose_is_the_answer_with_fences_only() -> None:
+    final = said(text("I am sure.\nFINAL(forty (two))"), stop=StopReason.END_TURN)
+    assert fenced(final) == (End(Outcome.ANSWERED, "forty (two)", ""),)
+    assert end(final).answer == final.reply.text
+
+
+def test_final_var_in_prose_fetches_the_variable_and_may_fail_like_any_cell() -> None:
+    final = said(text("FINAL_VAR(rows)\nOutput: 42"), stop=StopReason.END_TURN)
+    assert fenced(final) == (RunCell("FINAL_VAR('rows')", invented_bytes=11),)
+    conversation = told(final, ended("NameError", CellOutcome.ERROR))
+    assert conversation[1:] == (
+        Reply((text("FINAL_VAR(rows)"),), StopReason.END_TURN),
+        CellReport(prompts.told_report("NameError")),
+    )
+
+
+def test_words_alone_are_no_answer_and_the_model_is_told_how_to_go_on() -> None:
+    assert told(CHAT) == (Told(TASK), CHAT.reply, Told(prompts.REPLY_ONLY_WORDS))
+    over = fenced(CHAT, CHAT, CHAT)[-1]
+    assert isinstance(over, End)
+    assert over.outcome is Outcome.MODEL_FAILED
+    assert fenced(CHAT, CHAT, FENCED, ended(), CHAT, CHAT)[-1] != over
+
+
+def test_words_alone_in_the_last_turn_are_the_answer_as_the_model_was_told() -> None:
+    answered = (End(Outcome.ANSWERED, CHAT.reply.text, ""),)
+    assert fenced(CHAT, max_turns=1) == answered
+    assert fenced(FENCED, ended(), SHORT, CHAT) == answered
+    assert "reply with the answer as text" in prompts.LAST_TURN
+    assert "reply with the answer as text" in prompts.BUDGET_USED_UP
+
+
+def test_a_tool_call_nobody_offered_is_left_out() -> None:
+    with_call = said(*FENCED.reply.content, call("evil()"))
+    assert fenced(with_call) == (RunCell("print(1)"),)
+    assert told(with_call, ended())[1] == Reply(FENCED.reply.content, StopReason.TOOL_USE)
+    assert told(said(call("evil()"))) == (Told(TASK), Told(prompts.REPLY_EMPTY))
+
+
+def test_told_reports_are_elided_like_others_and_still_marked_as_outputs() -> None:
+    events: list[Event] = []
+    for number in range(5):
+        events += [replace(FENCED, tokens=19_000), ended(f"{number} {BIG}")]
+    note, ask = fenced(*events, window_tokens=20_000)
+    assert isinstance(note, Compacted)
+    assert isinstance(ask, AskModel)
+    reports = [entry.text for entry in ask.conversation if isinstance(entry, CellReport)]
+    elided = prompts.told_report(prompts.OUTPUT_ELIDED)
+    assert reports == [elided] * 3 + [prompts.told_report(f"{number} {BIG}") for number in (3, 4)]
+    assert len(elided) < turn.WORTH_ELIDING_BYTES
+
+
+fenced_texts = st.lists(
+    st.sampled_from(["```repl\n", "\n```", "\n", "x", "'''", "FINAL(", "\nFINAL_VAR(x)", ")", " ", "\ud800"]),
+    max_size=8,
+).map("".join)
+fenced_replies = st.builds(
+    lambda content, stop, tokens: ModelReplied(Reply(tuple(content), stop), tokens),
+    st.lists(st.one_of(st.builds(text, fenced_texts), st.just(THINKING), st.just(call())), max_size=4),
+    st.sampled_from(StopReason),
+    st.integers(0, 40_000),
+)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_conversation_of_fences_can_be_sent_whatever_has_happened(data: st.DataObject) -> None:
+    max_turns = data.draw(st.integers(1, 12))
+    state, actions = turn.start(TASK, max_turns=max_turns, window_tokens=30_000, dialect=Dialect.FENCES)
+    for _ in range(10 * max_turns):
+        match actions[-1]:
+            case AskModel() as ask:
+                assert_sendable(ask.conversation)
+                assert not any(isinstance(entry, ToolReport) for entry in ask.conversation)
+                said_at = [isinstance(entry, Reply) for entry in ask.conversation]
+                assert (True, True) not in pairwise(said_at), "what we say stands between two replies"
+                event: Event = SHORT if data.draw(st.integers(0, 9)) == 0 else data.draw(fenced_replies)
+            case RunCell() as cell:
+                assert cell.invented_bytes >= 0
+                event = data.draw(results)
+            case ReplaceSandbox():
+                event = SandboxReplaced()
+            case _:
+                break
+        state, actions = turn.step(state, event)
+    assert isinstance(actions[-1], End), "every run ends"
