@@ -1,9 +1,10 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from orchestrator.conversation import Conversation, Entry, Reply, StopReason, Told, ToolReport
+from orchestrator.conversation import CellReport, Conversation, Entry, Reply, StopReason, Told, ToolReport
 from orchestrator.errors import Billing, ModelError
 from orchestrator.estimate import TOOL_OVERHEAD_TOKENS
 from orchestrator.models.messages_api import MessageAssembler, completion, parse_json, request_params
@@ -50,6 +51,21 @@ def test_what_we_say_between_two_replies_is_one_user_turn_with_the_results_first
         ("assistant", ["tool_use"]),
         ("user", ["tool_result", "tool_result", "text", "text"]),
     ]
+
+
+def test_a_report_without_a_call_is_text() -> None:
+    said = Reply(({"type": "text", "text": "```repl\n1\n```"},), StopReason.END_TURN)
+    assert _turns(Told("task"), said, CellReport("out"), Told("note")) == [
+        ("user", ["text"]),
+        ("assistant", ["text"]),
+        ("user", ["text", "text"]),
+    ]
+
+
+def test_stop_sequences_are_sent_when_there_are_some() -> None:
+    assert "stop_sequences" not in request_params(_request(Told("t")))
+    stopping = replace(_request(Told("t")), stop_sequences=("\n[output",))
+    assert request_params(stopping)["stop_sequences"] == ["\n[output"]
 
 
 def test_a_report_names_its_call_and_says_when_it_is_an_error() -> None:

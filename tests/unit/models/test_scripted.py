@@ -1,14 +1,15 @@
 import asyncio
 import json
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator import prompts
-from orchestrator.conversation import Conversation, Reply, StopReason, Told, ToolReport
+from orchestrator import prompts, turn
+from orchestrator.cells import CellOutcome, CellResult
+from orchestrator.conversation import Conversation, Dialect, Reply, StopReason, Told, ToolReport
 from orchestrator.errors import Billing, InvalidRequestError, ModelError
 from orchestrator.models.port import ModelRequest
 from orchestrator.models.scripted import (
@@ -332,3 +333,77 @@ def test_a_file_that_is_no_script_is_refused_in_a_sentence(
         path.write_text(source)
     with pytest.raises(InvalidRequestError, match=message):
         load_script(path)
+
+
+# --- Both dialects ----------------------------------------------------------------------------------------
+
+
+async def _run(script: object, dialect: Dialect, outputs: list[str]) -> tuple[list[str], turn.End]:
+    """The cells of a whole run, and its end. A new client a turn: it must find its place in what was kept."""
+    codes: list[str] = []
+    state, actions = turn.start(_task().text, max_turns=10, window_tokens=1_000_000, dialect=dialect)
+    while True:
+        match actions[-1]:
+            case turn.AskModel() as ask:
+                request = replace(
+                    _request(*ask.conversation, python_tool=dialect is Dialect.TOOLS),
+                    system="You write Python.",
+                    stop_sequences=() if dialect is Dialect.TOOLS else (prompts.INVENTED_OUTPUT,),
+                )
+                completion = await ScriptedClient(script).complete(request)
+                event: turn.Event = turn.ModelReplied(completion.reply, completion.usage.total)
+            case turn.RunCell(code):
+                codes.append(code)
+                answer = code.removeprefix("FINAL('").removesuffix("')") if "FINAL(" in code else None
+                output = "" if answer else outputs.pop(0)
+                event = turn.CellEnded(CellResult(outcome=CellOutcome.OK, output_head=output, answer=answer))
+            case turn.End() as end:
+                return codes, end
+            case other:
+                raise AssertionError(other)
+        state, actions = turn.step(state, event)
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+async def test_a_script_plays_in_either_dialect(dialect: Dialect) -> None:
+    def run(question: str, depth: int) -> Player:
+        one = yield "print(1)"
+        two = yield Cell("print(2)", text="Let me see.")
+        yield Say("")
+        yield Refuse()
+        three = yield TwoCells("print(3)", "print(4)")
+        yield CutOff()
+        yield CutOff("hm")
+        assert all(number in report for number, report in zip("123", (one, two, three), strict=True))
+        return "all seen"
+
+    codes, end = await _run(Played(run), dialect, ["1", "2", "3"])
+
+    assert codes[:3] == ["print(1)", "print(2)", "print(3)"]
+    assert (end.outcome, end.answer) == (turn.Outcome.ANSWERED, "all seen")
+
+
+async def test_a_script_may_say_fences_and_invent_what_follows() -> None:
+    def run(question: str, depth: int) -> Player:
+        first = yield Say(f"Look.\n```repl\nprint(1)\n```{prompts.INVENTED_OUTPUT} 0]\n42")
+        second = yield Say("```python\nprint('invented')\n```\nOutput: 42\nFINAL(42)")
+        assert "one" in first
+        assert "two" in second
+        yield Say("I am sure of it.")
+        yield Say("FINAL(all seen)")
+        return "never"
+
+    codes, end = await _run(Played(run), Dialect.FENCES, ["one", "two"])
+
+    assert codes == ["print(1)", "print('invented')"]
+    assert end.answer == "all seen"
+
+
+async def test_what_a_script_says_ends_before_a_stop_sequence() -> None:
+    def run(question: str, depth: int) -> Player:
+        yield Say("said, not\nsaid")
+        return "never"
+
+    request = replace(_request(_task()), stop_sequences=("zzz", "\nsaid", "not"))
+    reply = (await ScriptedClient(Played(run)).complete(request)).reply
+    assert (reply.text, reply.stop) == ("said, ", StopReason.STOP_SEQUENCE)
