@@ -173,7 +173,7 @@ class ScriptedClient:
             raise _raised("complete()", error) from error
         match answer:
             case str(text) | Say(text):
-                return _sub_call_reply(text, request.max_tokens)
+                return _stopped(_sub_call_reply(text, request.max_tokens), request.stop_sequences)
             case Refuse():
                 return _REFUSAL
             case Fail(failure):

@@ -147,6 +147,13 @@ async def test_an_answer_never_has_more_tokens_than_were_allowed(opens: Opens) -
     assert ("word " * 1_000).startswith(completion.reply.text)
 
 
+async def test_an_answer_ends_before_a_stop_sequence(opens: Opens) -> None:
+    async with opens(Scene(sub_call="forty\n[two]\n[three]")) as client:
+        request = replace(SUB_CALL, stop_sequences=("\n[three", "\n[two"))
+        completion = await client.complete(request)
+    assert completion.reply == Reply(({"type": "text", "text": "forty"},), StopReason.STOP_SEQUENCE)
+
+
 async def test_a_second_turn_reads_from_cache_what_the_first_one_sent(opens: Opens) -> None:
     async with opens(Scene(turns=["1", "2"])) as client:
         first = await client.complete(TURN)

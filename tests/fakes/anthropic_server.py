@@ -139,6 +139,8 @@ def _check(body: Any) -> None:
     _need(isinstance(body.get("model"), str) and body["model"] != "", "model: required")
     limit = body.get("max_tokens")
     _need(isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1, "max_tokens: at least 1")
+    stops = body.get("stop_sequences", [])
+    _need(all(isinstance(s, str) and s.strip() for s in stops), "stop_sequences: not only whitespace")
     tools = {tool.get("name") for tool in body.get("tools", [])}
     for tool in body.get("tools", []):
         _need({"name", "input_schema"} <= set(tool), "tools: name and input_schema are required")
@@ -269,6 +271,17 @@ def _within(max_tokens: int, reply: Blocks) -> Blocks:
     return Blocks(before, "max_tokens")
 
 
+def _stopped(stop_sequences: list[str], reply: Blocks) -> Blocks:
+    """The reply, ended before the first stop sequence in its text."""
+    for position, block in enumerate(reply.content):
+        text = block.get("text", "")
+        stops = [at for at in map(text.find, stop_sequences) if at >= 0]
+        if stops:
+            cut = {**block, "text": text[: min(stops)]}
+            return Blocks([*reply.content[:position], *([cut] if cut["text"] else [])], "stop_sequence")
+    return reply
+
+
 def output_tokens(reply: Blocks) -> int:
     """Never zero, like the API's."""
     return max(1, sum(_measure(block)[0] for block in reply.content))
@@ -350,9 +363,8 @@ class FakeAnthropic:
             served.outcome = str(play.status)
             return _error(play.status, play.type, play.message, play.code, play.headers)
         meant = play.reply if isinstance(play, Slow) else play
-        reply = _within(
-            served.body["max_tokens"], meant if isinstance(meant, Blocks) else Say("half a reply")
-        )
+        whole = meant if isinstance(meant, Blocks) else Say("half a reply")
+        reply = _within(served.body["max_tokens"], _stopped(served.body.get("stop_sequences", []), whole))
         usage = {**self._cache.input_usage(served.body), "output_tokens": output_tokens(reply)}
         if not (isinstance(play, StreamError) and not play.after_start):
             served.billed = usage
