@@ -139,6 +139,8 @@ class AttachProtocol:
 
     def _cell_ended(self, cell: _RunningCell, ended: pb.CellEnded) -> CellResult:
         outcome, traceback, status = _outcome(ended)
+        if ended.HasField("last_output"):
+            self._output(self._running(ended.last_output.cell_id), ended.last_output)
         if ended.output_bytes != cell.end:
             raise GuestProtocolError("the guest's output does not add up")
         answer: str | None = None

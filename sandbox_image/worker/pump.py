@@ -41,14 +41,13 @@ class OutputPump:
         self._capture = capture
         self._timer = self._loop.call_later(_FIRST_LOOK_S, self._watch)
 
-    def end(self) -> None:
-        """The cell is over: take exactly what is in the pipe now, and send the rest.
+    def end(self) -> list[Chunk]:
+        """The cell is over: take exactly what is in the pipe now; what has not been sent yet.
 
-        Not "until the pipe is empty": a process left running may write for ever. Does nothing when no cell
-        runs.
+        Not "until the pipe is empty": a process left running may write for ever. Nothing when no cell runs.
         """
         if self._capture is None:
-            return
+            return []
         remaining = _readable_bytes(self._fd)
         while remaining > 0:
             data = _read(self._fd, min(remaining, _READ_BYTES))
@@ -56,9 +55,9 @@ class OutputPump:
                 break
             self._capture.write(data)
             remaining -= len(data)
-        for chunk in self._capture.take_all():
-            self._send(chunk)
+        rest = self._capture.take_all()
         self._stop()
+        return rest
 
     def close(self) -> None:
         """Let go of the pipe."""

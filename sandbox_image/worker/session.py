@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -168,7 +169,7 @@ class Session:
             await self._guest.drain()
             killed = self._cell is not None and self._cell.killed
             lost = loss_of(exit_code, killed=killed, out_of_memory=oom_kills() > self._oom_kills)
-            self._guest.pump.end()
+            self._send_output(self._guest.pump.end())
             self._subcalls.end_cell()
             self._guest.close()
             spawned = spawn_interpreter(self._guest.hash_seed, self._places.work_dir)
@@ -195,22 +196,34 @@ class Session:
         if cell is None or cell.killed:
             return
         # Output comes before answers. The cell's code is over, whichever of the two messages this is.
-        self._guest.pump.end()
+        rest = self._guest.pump.end()
         if frame.header["kind"] == protocol.ANSWER:
+            self._send_output(rest)
             cell.answer_bytes += len(frame.payload)
             chunk = sandbox_pb2.AnswerChunk(cell_id=cell.cell_id, data=frame.payload)
             self._outbox.post(sandbox_pb2.AttachRequest(answer=chunk))
         else:
-            self._end_cell(cell_ended(frame, cell.cell_id, cell.capture.total_bytes, cell.interrupted))
+            ended = cell_ended(frame, cell.cell_id, cell.capture.total_bytes, cell.interrupted)
+            if rest:
+                ended.last_output.CopyFrom(_output_chunk(cell, rest.pop()))
+            self._send_output(rest)
+            self._end_cell(ended)
             self._subcalls.end_cell()
 
     def _on_call(self, frame: Frame) -> None:
         self._subcalls.on_request(frame)
 
     def _on_output(self, chunk: Chunk) -> None:
-        if self._cell is not None:
-            output = sandbox_pb2.OutputChunk(cell_id=self._cell.cell_id, offset=chunk.offset, data=chunk.data)
-            self._outbox.post(sandbox_pb2.AttachRequest(output=output))
+        self._send_output([chunk])
+
+    def _send_output(self, chunks: Iterable[Chunk]) -> None:
+        for chunk in chunks:
+            if self._cell is not None:
+                self._outbox.post(sandbox_pb2.AttachRequest(output=_output_chunk(self._cell, chunk)))
 
     def _hold_back(self, held: bool) -> None:
         self._guest.control.pause(held)
+
+
+def _output_chunk(cell: _Cell, chunk: Chunk) -> sandbox_pb2.OutputChunk:
+    return sandbox_pb2.OutputChunk(cell_id=cell.cell_id, offset=chunk.offset, data=chunk.data)

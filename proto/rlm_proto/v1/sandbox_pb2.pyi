@@ -326,6 +326,7 @@ class CellEnded(_message.Message):
     NAMESPACE_LOST_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     VARIABLES_FIELD_NUMBER: _builtins.int
+    LAST_OUTPUT_FIELD_NUMBER: _builtins.int
     cell_id: _builtins.int
     """The cell that was running."""
     output_bytes: _builtins.int
@@ -354,6 +355,10 @@ class CellEnded(_message.Message):
     def variables(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Names the namespace now holds besides those it started with, sorted, at most 200 of at most 100 bytes."""
 
+    @_builtins.property
+    def last_output(self) -> Global___OutputChunk:
+        """The last piece of the cell's output, if it was not sent in an OutputChunk: one message less for a short cell."""
+
     def __init__(
         self,
         *,
@@ -365,17 +370,22 @@ class CellEnded(_message.Message):
         namespace_lost: Global___NamespaceLost | None = ...,
         answer: Global___Answer | None = ...,
         variables: _abc.Iterable[_builtins.bytes] | None = ...,
+        last_output: Global___OutputChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "error", b"error", "interrupted", b"interrupted", "namespace_lost", b"namespace_lost", "ok", b"ok", "outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "_last_output", b"_last_output", "answer", b"answer", "error", b"error", "interrupted", b"interrupted", "last_output", b"last_output", "namespace_lost", b"namespace_lost", "ok", b"ok", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "cell_id", b"cell_id", "error", b"error", "interrupted", b"interrupted", "namespace_lost", b"namespace_lost", "ok", b"ok", "outcome", b"outcome", "output_bytes", b"output_bytes", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "_last_output", b"_last_output", "answer", b"answer", "cell_id", b"cell_id", "error", b"error", "interrupted", b"interrupted", "last_output", b"last_output", "namespace_lost", b"namespace_lost", "ok", b"ok", "outcome", b"outcome", "output_bytes", b"output_bytes", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__answer: _TypeAlias = _typing.Literal["answer"]  # noqa: Y015
     _WhichOneofArgType__answer: _TypeAlias = _typing.Literal["_answer", b"_answer"]  # noqa: Y015
+    _WhichOneofReturnType__last_output: _TypeAlias = _typing.Literal["last_output"]  # noqa: Y015
+    _WhichOneofArgType__last_output: _TypeAlias = _typing.Literal["_last_output", b"_last_output"]  # noqa: Y015
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["ok", "error", "interrupted", "namespace_lost"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__answer) -> _WhichOneofReturnType__answer | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_output) -> _WhichOneofReturnType__last_output | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 

@@ -201,8 +201,11 @@ class Host:
                 case "answer":
                     answer += message.answer.data
                 case "cell_ended":
-                    assert message.cell_ended.cell_id == self._last_id
-                    return Ended(message.cell_ended, chunks, answer)
+                    ended = message.cell_ended
+                    assert ended.cell_id == self._last_id
+                    if ended.HasField("last_output"):
+                        chunks.append((ended.last_output.offset, ended.last_output.data))
+                    return Ended(ended, chunks, answer)
 
     async def run(self, code: str) -> Ended:
         self.start(code)
