@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from orchestrator.budget import ZERO, Account, Amounts, Ask, Ledger, Request
 from orchestrator.conversation import Conversation
-from orchestrator.errors import Billing, DeadlineExceededError, ModelError
+from orchestrator.errors import Billing, DeadlineExceededError, ModelError, OrchestratorError
 from orchestrator.estimate import input_bound_tokens
 from orchestrator.ids import TenantId
 from orchestrator.limits import MODEL_ATTEMPTS, MODEL_CALL_TIMEOUT_S
@@ -20,7 +20,6 @@ from orchestrator.models.retry import with_retries
 from orchestrator.pricing import ModelCard, Usage
 from orchestrator.runs.holds import take_hold
 from orchestrator.runs.recorder import Recorder
-from orchestrator.shielding import run_shielded
 from orchestrator.store.port import LedgerEntry
 from orchestrator.trajectory import CallHeld, CallSettled
 
@@ -71,6 +70,7 @@ class ModelCalls:
         recorder: Recorder,
         *,
         on_dispatch: Callable[[], None] = lambda: None,
+        on_retry: Callable[[], None] = lambda: None,
     ) -> Completion:
         """A completion, retried as long as that makes sense.
 
@@ -79,6 +79,7 @@ class ModelCalls:
             account: Pays, with all its ancestors.
             recorder: Of the run that asks.
             on_dispatch: Called when an attempt goes out: from then on it may cost money.
+            on_retry: Called when one has failed and is settled, before the wait for the next.
 
         Raises:
             BudgetExceededError: It can't be paid.
@@ -107,7 +108,12 @@ class ModelCalls:
                     on_dispatch=on_dispatch,
                 )
 
-        return await with_retries(attempt, deadline=self.left_s, attempts=MODEL_ATTEMPTS)
+        return await with_retries(
+            attempt,
+            deadline=self.left_s,
+            attempts=MODEL_ATTEMPTS,
+            on_retry=lambda _number, _failure, _wait_s: on_retry(),
+        )
 
     async def _attempt(
         self,
@@ -138,9 +144,9 @@ class ModelCalls:
             usage, unconfirmed, failure = completion.usage, ZERO, ""
             confirmed = Amounts(usage.total, wish.model.card.cost_microusd(usage), 1)
             return completion
-        except ModelError as error:
-            failure = str(error)
-            if error.billing is Billing.NOTHING:
+        except Exception as error:
+            failure = str(error) if isinstance(error, OrchestratorError) else "the orchestrator failed"
+            if isinstance(error, ModelError) and error.billing is Billing.NOTHING:
                 unconfirmed = ZERO
             raise
         finally:
@@ -164,7 +170,7 @@ class ModelCalls:
                 confirmed=confirmed,
                 unconfirmed=unconfirmed,
             )
-            await run_shielded(recorder.record(settled, ledger_entries=(entry,)))
+            await recorder.record(settled, ledger_entries=(entry,))
 
     def _request(self, wish: Wish, max_tokens: int) -> ModelRequest:
         left_s = self.left_s()
