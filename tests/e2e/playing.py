@@ -9,7 +9,7 @@ import pytest
 from orchestrator import access, app
 from orchestrator.app import RunOptions, RunReport
 from orchestrator.config import Settings
-from orchestrator.conversation import Told, ToolReport
+from orchestrator.conversation import Entry, Reply, Told, ToolReport
 from orchestrator.ids import RunId
 from orchestrator.limits import RunLimits
 from orchestrator.models.catalogue import SCRIPTED_PREFIX
@@ -84,9 +84,21 @@ class Played:
         return [request for request in self.requests if _is_root(request)]
 
     @property
+    def root_requests_as_text(self) -> list[str]:
+        """Those requests, word for word."""
+        return [
+            "\n".join((request.system, *map(_as_text, request.conversation)))
+            for request in self.root_requests
+        ]
+
+    @property
     def told(self) -> list[str]:
         """What the root run's model was told about its cells; one that ended the run is not among them."""
         return [entry.text for entry in self.root_requests[-1].conversation if isinstance(entry, ToolReport)]
+
+
+def _as_text(entry: Entry) -> str:
+    return repr(entry.content) if isinstance(entry, Reply) else entry.text
 
 
 def _is_root(request: ModelRequest) -> bool:
