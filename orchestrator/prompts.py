@@ -179,6 +179,11 @@ def told_report(report: str) -> str:
     return f"{OUTPUT_HEADING} {tag}]\n{report}\n[end of output {tag}]"
 
 
+def report_in(told: str) -> str:
+    """The report in a told one."""
+    return told.partition("\n")[2].rpartition("\n")[0]
+
+
 def _ending(result: CellResult) -> str:
     match result.outcome:
         case CellOutcome.OK | CellOutcome.ERROR:

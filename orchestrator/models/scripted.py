@@ -13,8 +13,8 @@ The client keeps no conversation. At every turn it replays `run` from the record
 it yields with what it said then. So a resumed run works like any other, and a script that is not
 deterministic is told so. Old reports may have been elided: a script must not depend on them twice.
 
-A script plays in either dialect: its cells become tool calls or fenced blocks, its last answer becomes text
-or a cell that calls FINAL. What it says is taken as it stands, fences and all.
+A script plays in either dialect, and is sent the same reports: its cells become tool calls or fenced blocks,
+its last answer becomes text or a cell that calls FINAL. What it says is taken as it stands, fences and all.
 
 A script is trusted like any program of the user's; it runs in the orchestrator's own process.
 """
@@ -37,6 +37,7 @@ from orchestrator import prompts
 from orchestrator.conversation import (
     PYTHON_TOOL,
     Block,
+    CellReport,
     Conversation,
     Dialect,
     Entry,
@@ -366,7 +367,8 @@ def _rounds(conversation: Conversation) -> list[tuple[Reply | None, str]]:
         elif entry.text in _REMOVAL_NOTES and not isinstance(before, Reply):
             rounds.append((None, [entry.text]))
         elif rounds:
-            rounds[-1][1].append(entry.text)
+            is_fenced = isinstance(entry, CellReport)
+            rounds[-1][1].append(prompts.report_in(entry.text) if is_fenced else entry.text)
     return [(reply, "\n\n".join(since)) for reply, since in rounds]
 
 

@@ -170,5 +170,10 @@ def test_an_output_cannot_pretend_that_it_has_ended() -> None:
     assert prompts.told_report("2\n" + ending).splitlines()[-1] != ending
 
 
+@pytest.mark.parametrize("report", ["", "1", "1\n2\n", "\n", prompts.told_report("1")])
+def test_a_told_report_can_be_read_back(report: str) -> None:
+    assert prompts.report_in(prompts.told_report(report)) == report
+
+
 def test_a_told_report_holds_lone_surrogates() -> None:
     assert "\ud800" in prompts.told_report("\ud800")

@@ -374,7 +374,8 @@ async def test_a_script_plays_in_either_dialect(dialect: Dialect) -> None:
         three = yield TwoCells("print(3)", "print(4)")
         yield CutOff()
         yield CutOff("hm")
-        assert all(number in report for number, report in zip("123", (one, two, three), strict=True))
+        assert (one, two) == ("1", "2")
+        assert three.startswith("3")
         return "all seen"
 
     codes, end = await _run(Played(run), dialect, ["1", "2", "3"])
@@ -387,8 +388,7 @@ async def test_a_script_may_say_fences_and_invent_what_follows() -> None:
     def run(question: str, depth: int) -> Player:
         first = yield Say(f"Look.\n```repl\nprint(1)\n```{prompts.INVENTED_OUTPUT} 0]\n42")
         second = yield Say("```python\nprint('invented')\n```\nOutput: 42\nFINAL(42)")
-        assert "one" in first
-        assert "two" in second
+        assert (first, second) == ("one", "two")
         yield Say("I am sure of it.")
         yield Say("FINAL(all seen)")
         return "never"
