@@ -72,7 +72,7 @@ class BrokerService(broker_pb2_grpc.BrokerServiceServicer):
         """See broker.proto."""
         async with _errors_as_status(context):
             self._sub_calls.require_executing()
-            with self._sub_calls.contexts.begin_upload() as upload:
+            async with self._sub_calls.contexts.uploading() as upload:
                 async for part in request_iterator:
                     match part.WhichOneof("part"):
                         case "file_path":

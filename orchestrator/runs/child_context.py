@@ -2,10 +2,12 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from orchestrator.contexts.staging import Cancelled
 from orchestrator.contexts.store import ContextStore, StagedContext, Upload
 from orchestrator.errors import InvalidRequestError
 from orchestrator.ids import TenantId
@@ -54,6 +56,7 @@ class ChildContexts:
         self._own = own
         self._uploads: dict[str, StagedContext] = {}
         self._uploaded_bytes = 0
+        self._one_upload = asyncio.Lock()
 
     def fingerprint(self, choice: ContextChoice) -> str:
         """Equal for choices that give a child the same context, whatever this run's uploads are called."""
@@ -76,26 +79,37 @@ class ChildContexts:
                     "upload a larger one"
                 )
             case InlineText():
-                return await self._in_thread(lambda: self._contexts.stage_text(self._tenant_id, choice.data))
+                return await self._in_thread(
+                    lambda stop: self._contexts.stage_text(self._tenant_id, choice.data, cancelled=stop)
+                )
             case OwnRange():
                 return await self._in_thread(
-                    lambda: self._contexts.derive_range(
-                        self._own, choice.path, choice.start_byte, choice.end_byte
+                    lambda stop: self._contexts.derive_range(
+                        self._own, choice.path, choice.start_byte, choice.end_byte, cancelled=stop
                     )
                 )
             case OwnPaths():
-                return await self._in_thread(lambda: self._contexts.derive_paths(self._own, choice.paths))
+                return await self._in_thread(
+                    lambda _stop: self._contexts.derive_paths(self._own, choice.paths)
+                )
             case Uploaded():
                 whole = self._upload(choice)
-                return await self._in_thread(lambda: _another_reference(self._contexts, whole))
+                return await self._in_thread(lambda _stop: _another_reference(self._contexts, whole))
 
-    def begin_upload(self) -> Upload:
-        """An upload to be used in a `with` block and handed to `finish_upload` in it."""
-        return self._contexts.upload(self._tenant_id, max_bytes=MAX_UPLOAD_BYTES - self._uploaded_bytes)
+    @asynccontextmanager
+    async def uploading(self) -> AsyncIterator[Upload]:
+        """An upload for the length of the block, to be handed to `finish_upload` in it.
+
+        One at a time: side by side they could jointly pass what a run may upload.
+        """
+        async with self._one_upload:
+            left_bytes = MAX_UPLOAD_BYTES - self._uploaded_bytes
+            with self._contexts.upload(self._tenant_id, max_bytes=left_bytes) as upload:
+                yield upload
 
     async def finish_upload(self, upload: Upload) -> str:
         """Keep a finished upload until the run ends; its id."""
-        staged = await self._in_thread(upload.finish)
+        staged = await self._in_thread(lambda _stop: upload.finish())
         self._uploaded_bytes += staged.manifest.text_bytes
         upload_id = f"u{len(self._uploads) + 1}"
         self._uploads[upload_id] = staged
@@ -113,13 +127,16 @@ class ChildContexts:
             raise InvalidRequestError("this run has no such upload")
         return staged
 
-    async def _in_thread(self, work: Callable[[], StagedContext]) -> StagedContext:
-        """Staging is disk work. A context made for a caller who was cancelled meanwhile is released."""
-        staging = asyncio.ensure_future(asyncio.to_thread(work))
+    async def _in_thread(self, work: Callable[[Cancelled], StagedContext]) -> StagedContext:
+        """Staging is disk work. When its caller is cancelled it is stopped, waited for, and released."""
+        stopped = False
+        staging = asyncio.ensure_future(asyncio.to_thread(work, lambda: stopped))
         try:
             return await asyncio.shield(staging)
         except asyncio.CancelledError:
+            stopped = True
             staging.add_done_callback(self._release_unwanted)
+            await asyncio.wait((staging,))
             raise
 
     def _release_unwanted(self, staging: asyncio.Future[StagedContext]) -> None:

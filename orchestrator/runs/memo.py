@@ -31,7 +31,9 @@ class Memo:
             try:
                 return await asyncio.shield(known), True
             except asyncio.CancelledError:
-                if not known.cancelled():
+                this = asyncio.current_task()
+                # Both may be cancelled at once, when a cell ends that asked twice.
+                if not known.cancelled() or (this is not None and this.cancelling()):
                     raise
         mine = self._completions[key] = asyncio.get_running_loop().create_future()
         try:

@@ -39,7 +39,6 @@ from orchestrator.runs.holds import take_hold
 from orchestrator.runs.model_calls import Wish
 from orchestrator.runs.recorder import Recorder
 from orchestrator.runs.tree import RunResult, RunSpec, RunTree
-from orchestrator.shielding import run_shielded
 from orchestrator.trajectory import SubCallEnded, SubCallStarted
 from orchestrator.turn import Outcome
 
@@ -51,6 +50,10 @@ class SubAnswer:
     text: str
     truncated: bool = False
     memoised: bool = False
+
+
+_TELLABLE = {Outcome.BUDGET_EXHAUSTED, Outcome.TURN_LIMIT, Outcome.DEADLINE, Outcome.MODEL_FAILED}
+"""Ends of a child run whose reason its parent's cell is told."""
 
 
 class RunChild(Protocol):
@@ -67,8 +70,28 @@ class _Call:
 
     started: SubCallStarted
     task: asyncio.Task[SubAnswer] = field(init=False)
+    callers: int = 0
+    """Who waits for it: more than one after a repeated transmission."""
     dispatched: bool = False
     """At a provider: it may cost money, so it is not cancelled with its cell."""
+    abandoned: bool = False
+    """Nobody waits for it any more: what is at a provider finishes, nothing else is begun."""
+
+    def abandon(self) -> None:
+        """Its cell has ended, or its last caller hung up."""
+        self.abandoned = True
+        if not self.dispatched:
+            self.task.cancel()
+
+    def on_dispatch(self) -> None:
+        """An attempt goes out."""
+        self.dispatched = True
+
+    def on_retry(self) -> None:
+        """An attempt failed, and another would follow."""
+        self.dispatched = False
+        if self.abandoned:
+            self.task.cancel()
 
 
 _Work = Callable[[_Call], Awaitable[SubAnswer]]
@@ -110,8 +133,7 @@ class SubCalls:
         finally:
             self._cell = None
             for call in cell.calls.values():
-                if not call.dispatched:
-                    call.task.cancel()
+                call.abandon()
 
     async def aclose(self, grace_s: float) -> None:
         """Let calls at a provider finish for a while, then cancel them; all are settled when this returns."""
@@ -142,7 +164,7 @@ class SubCalls:
             turn=cell.turn,
             what="complete",
             model=model.card.name,
-            prompt=self._recorder.text(text),
+            prompt="",
             request_hash=_hash("complete", model.card.name, max_tokens, prompt),
             occurrence=0,
         )
@@ -161,7 +183,7 @@ class SubCalls:
             truncated = completion.reply.stop is StopReason.MAX_TOKENS
             return SubAnswer(completion.reply.text, truncated, memoised)
 
-        return await self._once(cell, call_id, started, work)
+        return await self._once(cell, call_id, started, text, work)
 
     async def child_run(
         self, call_id: str, question: bytes, context: ContextChoice, *, max_tokens: int | None
@@ -183,7 +205,7 @@ class SubCalls:
             turn=cell.turn,
             what="child_run",
             model=model.card.name,
-            prompt=self._recorder.text(text),
+            prompt="",
             request_hash=_hash("child_run", self.contexts.fingerprint(context), max_tokens, question),
             occurrence=0,
         )
@@ -208,7 +230,7 @@ class SubCalls:
             finally:
                 self._tree.contexts.release(staged)
 
-        return await self._once(cell, call_id, started, work)
+        return await self._once(cell, call_id, started, text, work)
 
     def left(self) -> Amounts:
         """The least that an account on the path has left; open holds and what is kept count as used."""
@@ -239,14 +261,20 @@ class SubCalls:
     async def _ask(self, call: _Call, wish: Wish) -> tuple[Completion, bool]:
         def ask() -> Awaitable[Completion]:
             return self._tree.calls.ask(
-                wish, self._spec.account, self._recorder, on_dispatch=lambda: _mark_dispatched(call)
+                wish,
+                self._spec.account,
+                self._recorder,
+                on_dispatch=call.on_dispatch,
+                on_retry=call.on_retry,
             )
 
         if self._tree.memo is None:
             return await ask(), False
         return await self._tree.memo.once(call.started.request_hash, ask)
 
-    async def _once(self, cell: _Cell, call_id: str, started: SubCallStarted, work: _Work) -> SubAnswer:
+    async def _once(
+        self, cell: _Cell, call_id: str, started: SubCallStarted, prompt: str, work: _Work
+    ) -> SubAnswer:
         """Do the work, or join the one under way under the same id."""
         if not 1 <= len(call_id.encode("utf-8", "replace")) <= MAX_CALL_ID_BYTES:
             raise InvalidRequestError(f"call_id must have 1 to {MAX_CALL_ID_BYTES} bytes")
@@ -254,36 +282,42 @@ class SubCalls:
         if call is None:
             occurrence = cell.occurrences[started.request_hash]
             cell.occurrences[started.request_hash] += 1
-            call = _Call(replace(started, occurrence=occurrence))
+            # Not before now: the text of a call that is refused here, or joined, must not be stored.
+            text = self._recorder.text(prompt)
+            call = _Call(replace(started, occurrence=occurrence, prompt=text))
             call.task = asyncio.create_task(self._perform(call, work))
             self._tasks.add(call.task)
             call.task.add_done_callback(self._tasks.discard)
             cell.calls[call_id] = call
         elif call.started.request_hash != started.request_hash:
             raise CallIdReusedError("this call_id was used for another request")
+        call.callers += 1
+        call.abandoned = False
         cell.clock.sub_call_started(time.monotonic())
         try:
             return await asyncio.shield(call.task)
         except asyncio.CancelledError:
             if call.task.cancelled():
-                raise RunCancelledError("the cell that made this call has ended") from None
-            # The guest hung up.
-            if not call.dispatched:
-                call.task.cancel()
+                raise RunCancelledError("the cell that made this call has ended, or hung up") from None
+            if call.callers == 1:
+                call.abandon()
             raise
         finally:
+            call.callers -= 1
             cell.clock.sub_call_ended(time.monotonic())
 
     async def _perform(self, call: _Call, work: _Work) -> SubAnswer:
         started_s = time.monotonic()
         answer, error, error_kind, memoised = "", "the cell ended first", RunCancelledError.__name__, False
-        await self._recorder.record(call.started)
         try:
+            await self._recorder.record(call.started)
             result = await work(call)
             answer, error, error_kind, memoised = result.text, "", "", result.memoised
             return result
-        except OrchestratorError as failure:
-            error, error_kind = str(failure), type(failure).__name__
+        except Exception as failure:
+            is_ours = isinstance(failure, OrchestratorError)
+            error = str(failure) if is_ours else "the orchestrator failed"
+            error_kind = type(failure).__name__
             raise
         finally:
             ended = SubCallEnded(
@@ -294,7 +328,7 @@ class SubCalls:
                 memoised=memoised,
                 duration_s=time.monotonic() - started_s,
             )
-            await run_shielded(self._recorder.record(ended))
+            await self._recorder.record(ended)
 
     async def _pay_for_child_run(self) -> None:
         one = Amounts(child_runs=1)
@@ -311,15 +345,13 @@ class SubCalls:
         return self._tree.ledger.open_account("run", limit, self._spec.account)
 
 
-def _mark_dispatched(call: _Call) -> None:
-    call.dispatched = True
-
-
 def _child_answer(result: RunResult) -> SubAnswer:
     if result.outcome is Outcome.ANSWERED and result.answer is not None:
         return SubAnswer(result.answer)
+    # What broke in the engine or in us is for the operator: it may name paths.
+    why = f": {result.why}" if result.outcome in _TELLABLE else ""
     raise ChildRunFailedError(
-        result.outcome.value, f"the child run ended without an answer ({result.outcome.value}): {result.why}"
+        result.outcome.value, f"the child run ended without an answer ({result.outcome.value}){why}"
     )
 
 
