@@ -41,6 +41,8 @@ class Told:
     """Text we send: the task, or a note."""
 
     text: str
+    cached_chars: int = 0
+    """So many characters of its beginning are worth caching: other requests begin with them too."""
 
 
 @dataclass(frozen=True, slots=True)

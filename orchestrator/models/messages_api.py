@@ -2,8 +2,8 @@
 
 Prompt caching, for the turns of a run: one breakpoint behind the system prompt (the tool comes before it, so
 it is covered too) and one at the end of each of the last two user turns. The later one writes what the next
-turn's earlier one reads. Sub-calls set none: nobody sends their prefix again, and a write costs a quarter
-more.
+turn's earlier one reads. A sub-call has one behind the beginning that it shares with others of its batch, and
+none otherwise: nobody sends its prefix again, and a write costs a quarter more.
 """
 
 import json
@@ -61,7 +61,7 @@ def _messages(conversation: Conversation) -> list[Json]:
             # Verbatim, but for empty text, which a model may write and the API refuses to read.
             blocks = [dict(block) for block in entry.content if block.get("text") != ""]
         elif isinstance(entry, Told):
-            role, blocks = "user", [{"type": "text", "text": _sendable(entry.text)}]
+            role, blocks = "user", _text_blocks(entry)
         else:
             role, blocks = "user", [_tool_result(entry.call_id, entry.text, is_error=entry.is_error)]
         if not blocks:
@@ -74,6 +74,15 @@ def _messages(conversation: Conversation) -> list[Json]:
         if message["role"] == "user":
             message["content"].sort(key=lambda block: block["type"] != "tool_result")
     return messages
+
+
+def _text_blocks(told: Told) -> list[Json]:
+    """One block, or two with a cache breakpoint between them. The API refuses a block of white space."""
+    parts = [told.text[: told.cached_chars], told.text[told.cached_chars :]]
+    if not all(part.strip() for part in parts):
+        return [{"type": "text", "text": _sendable(told.text)}]
+    shared, own = ({"type": "text", "text": _sendable(part)} for part in parts)
+    return [{**shared, "cache_control": _CACHED}, own]
 
 
 def _tool_result(call_id: str, text: str, *, is_error: bool) -> Json:

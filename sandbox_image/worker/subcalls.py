@@ -104,6 +104,7 @@ class SubCalls:
             prompt=frame.payload,
             model=frame.header["model"] or "",
             max_tokens=frame.header["max_tokens"],
+            shared_prefix_bytes=frame.header["shared_prefix_bytes"],
         )
 
         async def attempt() -> broker_pb2.CompleteResponse:

@@ -34,6 +34,7 @@ class CompleteRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    SHARED_PREFIX_BYTES_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """Chosen by the caller, unique within the run, 1 to 64 bytes. A repeat returns the first call's response
     and bills nothing.
@@ -44,6 +45,10 @@ class CompleteRequest(_message.Message):
     """A model name or alias of this run; empty for the run's sub-call model."""
     max_tokens: _builtins.int
     """The most the model may write. Unset: the default, which shrinks to what the budget still allows."""
+    shared_prefix_bytes: _builtins.int
+    """How many bytes of the prompt's beginning other prompts of the same batch share: a hint that caching them
+    pays. At most the prompt's length; 0 for none.
+    """
     def __init__(
         self,
         *,
@@ -51,10 +56,11 @@ class CompleteRequest(_message.Message):
         prompt: _builtins.bytes = ...,
         model: _builtins.str = ...,
         max_tokens: _builtins.int | None = ...,
+        shared_prefix_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "call_id", b"call_id", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "call_id", b"call_id", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "shared_prefix_bytes", b"shared_prefix_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015

@@ -19,16 +19,25 @@ class Batch:
        in flight is finished, because it is paid for either way and the first failure by position must not
        depend on who was quicker.
     3. Only what is in flight costs memory: ten thousand prompts are ten thousand references.
+    4. With `leader_first` the first call goes alone, and the others once it has ended: it writes the cache
+       from which they read. Side by side they would all write it.
     """
 
     def __init__(
-        self, link: CallLink, calls: Sequence[Steps[Any]] | Iterator[Steps[Any]], count: int, stop_early: bool
+        self,
+        link: CallLink,
+        calls: Sequence[Steps[Any]] | Iterator[Steps[Any]],
+        count: int,
+        stop_early: bool,
+        *,
+        leader_first: bool = False,
     ) -> None:
         self.results: Future[list[Any]] = Future()
         """Values and exceptions by position; None for what was never started."""
         self._link = link
         self._calls = iter(calls)
         self._stop_early = stop_early
+        self._leading = leader_first
         self._done: list[Any] = [None] * count
         self._running: dict[int, Conversation] = {}
         self._next = 0
@@ -58,7 +67,8 @@ class Batch:
     def _take(self) -> Conversation | None:
         with self._lock:
             steps = None
-            if not self._stopped and len(self._running) < self._link.window:
+            at_once = 1 if self._leading else self._link.window
+            if not self._stopped and len(self._running) < at_once:
                 steps = next(self._calls, None)
             if steps is None:
                 self._starting = False
@@ -78,6 +88,7 @@ class Batch:
     def _on_done(self, position: int, value: Any, error: Exception | None) -> None:
         with self._lock:
             del self._running[position]
+            self._leading = False
             self._done[position] = value if error is None else error
             if error is not None and self._stop_early:
                 self._stopped = True

@@ -200,8 +200,9 @@ def _completions(
     if isinstance(prompts, str):
         raise TypeError("llm_query_batched takes a list of prompts; for one prompt use llm_query")
     checked = [_checked_text(prompt, "a prompt") for prompt in prompts]
-    steps = (calls.complete(prompt, model, max_tokens) for prompt in checked)
-    return Batch(_run.link, steps, len(checked), _stops_early(on_error))
+    shared = calls.shared_prefix_bytes(checked)
+    steps = (calls.complete(prompt, model, max_tokens, shared) for prompt in checked)
+    return Batch(_run.link, steps, len(checked), _stops_early(on_error), leader_first=shared > 0)
 
 
 def _child_runs(

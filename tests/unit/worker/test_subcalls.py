@@ -305,3 +305,35 @@ def files_of(parts: list[broker_pb2.UploadContextRequest]) -> dict[str, str]:
         else:
             files[path] += part.data.decode()
     return files
+
+
+async def test_prompts_with_a_long_common_beginning_wait_for_the_first_which_fills_the_cache(
+    shared: Host,
+) -> None:
+    finished: list[str] = []
+
+    async def answer(request: broker_pb2.CompleteRequest) -> str:
+        own = request.prompt.decode()[-1]
+        seen_before = list(finished)
+        await asyncio.sleep(0.02)
+        finished.append(own)
+        assert request.shared_prefix_bytes == 20_000
+        return f"{own} after {len(seen_before)}"
+
+    shared.broker.complete = answer
+    ended = await shared.run("llm_query_batched(['x' * 20_000 + mark for mark in 'abcd'])")
+    assert finished[0] == "a"
+    assert ended.text == "['a after 0', 'b after 1', 'c after 1', 'd after 1']\n"
+
+
+async def test_prompts_without_one_go_out_at_once(shared: Host) -> None:
+    shared_bytes: list[int] = []
+
+    async def answer(request: broker_pb2.CompleteRequest) -> str:
+        shared_bytes.append(request.shared_prefix_bytes)
+        return "ok"
+
+    shared.broker.complete = answer
+    await shared.run("llm_query_batched(['x' * 1_000 + mark for mark in 'abcd'])")
+    await shared.run("llm_query_batched(['x' * 20_000 + mark for mark in 'ab'])")
+    assert shared_bytes == [0] * 6
