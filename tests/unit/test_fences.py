@@ -305,4 +305,4 @@ def test_j04_a_megabyte_is_read_in_linear_time(attack: str) -> None:
     started_s = time.process_time()
     read(ATTACKS[attack])
     # Measured: under 0.1 s each. Anything quadratic takes minutes.
-    assert time.process_time() - started_s < 1.0
+    assert time.process_time() - started_s < 0.5
