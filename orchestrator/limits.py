@@ -45,6 +45,8 @@ LEAST_TURN_MAX_TOKENS = 1_024
 """A cell and its thinking need some room."""
 LAST_ANSWER_MAX_TOKENS = 2_048
 """What is kept for the root's last answer."""
+LEAST_LAST_ANSWER_MAX_TOKENS = 256
+"""It shrinks no further."""
 MODEL_CALL_TIMEOUT_S = 600.0
 """One attempt; also the provider's own bound for calls that don't stream."""
 MODEL_ATTEMPTS = 6

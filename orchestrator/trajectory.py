@@ -92,7 +92,8 @@ class CallHeld:
 
     KIND: ClassVar[str] = "call_held"
     call: str
-    """`turn-3` for turn 3's own, `3.14` for the fourteenth sub-call of its cell."""
+    """`turn-3` for turn 3's own (`turn-3.2` when it had to be asked for again), `3.14` for the fourteenth
+    sub-call of its cell. Unique in the run."""
     attempt: int
     model: str
     input_bound_tokens: int

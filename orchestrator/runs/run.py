@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from orchestrator.errors import (
 from orchestrator.estimate import input_bound_tokens, utf8_bytes
 from orchestrator.limits import (
     LAST_ANSWER_MAX_TOKENS,
+    LEAST_LAST_ANSWER_MAX_TOKENS,
     LEAST_TURN_MAX_TOKENS,
     MAX_CALLS_IN_GUEST,
     OUTPUT_HEAD_BYTES,
@@ -85,32 +87,27 @@ class _Run:
         self._lease = AsyncExitStack()
         self._sandbox: LeasedSandbox | None = None
         self._turn = 0
+        self._asked: Counter[int] = Counter()
         self._found_so_far = ""
 
     async def to_end(self) -> RunResult:
         started_s = time.monotonic()
         end = turn.End(Outcome.CANCELLED, None, "the run was cancelled")
-        await self._record_start()
+        deadline = asyncio.timeout(self._tree.calls.left_s())
         try:
-            async with asyncio.timeout(self._tree.calls.left_s()):
-                async with self._tree.slots.take(self._spec.depth):
-                    try:
-                        end = await self._loop()
-                    finally:
-                        await run_shielded(self._lease.aclose())
-        except TimeoutError:
-            end = turn.End(Outcome.DEADLINE, None, "the run's deadline passed")
+            await self._record_start()
+            async with deadline, self._tree.slots.take(self._spec.depth):
+                try:
+                    end = await self._loop()
+                finally:
+                    await self._end_lease()
         except MachineError as error:
             end = turn.End(Outcome.INTERNAL_ERROR, None, str(error))
             raise
-        except SandboxError as error:
-            end = turn.End(Outcome.SANDBOX_LOST, None, str(error))
-        except OrchestratorError as error:
-            end = turn.End(Outcome.INTERNAL_ERROR, None, str(error))
-        except Exception:
-            # Whatever it is, it must not take the other runs of this process down or lose this one's record.
-            _log.exception("run %s failed", self._spec.run_id)
-            end = turn.End(Outcome.INTERNAL_ERROR, None, "the orchestrator failed; its log has the details")
+        except Exception as error:
+            # A deadline that passes while the sandbox of an answered run is removed takes nothing back.
+            if end.outcome is Outcome.CANCELLED:
+                end = self._broken(error, is_late=deadline.expired())
         finally:
             await run_shielded(self._finish(end, time.monotonic() - started_s))
         return RunResult(
@@ -120,6 +117,18 @@ class _Run:
             found_so_far="" if end.answer is not None else self._found_so_far,
             turns=self._turn,
         )
+
+    def _broken(self, error: Exception, *, is_late: bool) -> turn.End:
+        match error:
+            case TimeoutError() if is_late:
+                return turn.End(Outcome.DEADLINE, None, "the run's deadline passed")
+            case SandboxError():
+                return turn.End(Outcome.SANDBOX_LOST, None, str(error))
+            case OrchestratorError():
+                return turn.End(Outcome.INTERNAL_ERROR, None, str(error))
+        # Whatever it is, it must not take the other runs of this process down or lose this one's record.
+        _log.error("run %s failed", self._spec.run_id, exc_info=error)
+        return turn.End(Outcome.INTERNAL_ERROR, None, "the orchestrator failed; its log has the details")
 
     async def _loop(self) -> turn.End:
         await self._lease_sandbox()
@@ -160,12 +169,13 @@ class _Run:
 
     async def _ask_model(self, ask: turn.AskModel) -> turn.Event:
         self._turn = ask.turn
+        self._asked[ask.turn] += 1
         system, python_tool = prompts.system(self._tree.dialect), self._tree.dialect is Dialect.TOOLS
         bound = input_bound_tokens(system, ask.conversation, python_tool=python_tool)
         await self._recorder.record(TurnStarted(turn=ask.turn, request_bytes=bound))
         output_tokens, least_output_tokens = self._turn_output(ask)
         wish = Wish(
-            call=f"turn-{ask.turn}",
+            call=self._call_name(ask.turn),
             model=self._spec.model,
             system=system,
             conversation=ask.conversation,
@@ -197,10 +207,15 @@ class _Run:
         )
         return turn.ModelReplied(said, completion.usage.total)
 
+    def _call_name(self, number: int) -> str:
+        """Unique in the run: a turn is asked for again when its first request came to nothing."""
+        times = self._asked[number]
+        return f"turn-{number}" if times == 1 else f"turn-{number}.{times}"
+
     def _turn_output(self, ask: turn.AskModel) -> tuple[int, int]:
         """What the model may write, most and least. A small budget is not to be spent in one turn."""
         if ask.last_answer:
-            return LAST_ANSWER_MAX_TOKENS, min(LEAST_TURN_MAX_TOKENS, LAST_ANSWER_MAX_TOKENS) // 4
+            return LAST_ANSWER_MAX_TOKENS, LEAST_LAST_ANSWER_MAX_TOKENS
         limits = self._tree.limits
         price = self._spec.model.card.dearest_output(0)
         affordable = (
@@ -243,9 +258,16 @@ class _Run:
             )
         )
 
+    async def _end_lease(self) -> None:
+        """End the sandbox. One that can't be removed now is left to the reaper; the run goes on."""
+        ended, self._lease, self._sandbox = self._lease, AsyncExitStack(), None
+        try:
+            await run_shielded(ended.aclose())
+        except (SandboxError, MachineError) as error:
+            _log.error("a sandbox of run %s was not removed", self._spec.run_id, exc_info=error)
+
     async def _replace_sandbox(self) -> turn.Event:
-        lost, self._lease, self._sandbox = self._lease, AsyncExitStack(), None
-        await run_shielded(lost.aclose())
+        await self._end_lease()
         try:
             await self._lease_sandbox()
         except (SandboxError, MachineError) as error:
