@@ -211,8 +211,12 @@ async def test_cells_follow_each_other(session: SandboxSession) -> None:
 
 
 @pytest.fixture
-def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
+def ignored_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "INTERRUPT_GRACE_S", 0.1)
+
+
+@pytest.fixture
+def ignored_kill(ignored_interrupt: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "KILL_GRACE_S", 0.1)
 
 
@@ -228,7 +232,7 @@ async def test_a_cell_past_its_time_is_interrupted(session: SandboxSession) -> N
     assert (result.outcome, result.traceback) == (CellOutcome.INTERRUPTED, "where")
 
 
-@pytest.mark.usefixtures("short_graces")
+@pytest.mark.usefixtures("ignored_interrupt")
 async def test_a_cell_that_ignores_the_interrupt_is_killed(session: SandboxSession) -> None:
     async with leased(session) as guest:
 
@@ -242,7 +246,7 @@ async def test_a_cell_that_ignores_the_interrupt_is_killed(session: SandboxSessi
     assert result.outcome is CellOutcome.KILLED
 
 
-@pytest.mark.usefixtures("short_graces")
+@pytest.mark.usefixtures("ignored_kill")
 async def test_a_sandbox_that_ignores_the_kill_is_given_up(session: SandboxSession) -> None:
     async with leased(session) as guest:
 
@@ -250,7 +254,7 @@ async def test_a_sandbox_that_ignores_the_kill_is_given_up(session: SandboxSessi
             await guest.receive()
             await guest.write(b"so far")
 
-        result = await run(session, play(), cell_clock=clock(timeout_s=0.3))
+        result = await run(session, play(), cell_clock=clock(timeout_s=1.5))
     assert (result.outcome, result.output) == (CellOutcome.SANDBOX_LOST, "so far")
 
 
@@ -377,7 +381,7 @@ async def test_bytes_that_are_no_message_end_the_sandbox(session: SandboxSession
         assert (await run(session, play())).outcome is CellOutcome.SANDBOX_LOST
 
 
-@pytest.mark.usefixtures("short_graces")
+@pytest.mark.usefixtures("ignored_kill")
 async def test_a_guest_that_does_not_read_cannot_hold_its_run_up(
     session: SandboxSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
