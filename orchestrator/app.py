@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.access import open_models
 from orchestrator.broker.service import serve_broker
-from orchestrator.budget import Ledger
+from orchestrator.budget import UNLIMITED, Amounts
 from orchestrator.config import Settings
 from orchestrator.contexts.store import ContextStore, StagedContext
 from orchestrator.conversation import Dialect
@@ -25,10 +25,16 @@ from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
 from orchestrator.runs.recorder import Observer
 from orchestrator.runs.run import run_to_end
+from orchestrator.runs.treasury import Treasury
 from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS, RunResult, RunSpec, RunTree, limit_amounts
+from orchestrator.shielding import run_shielded
 from orchestrator.store.memory import MemoryRunStore
+from orchestrator.tenants.memory import MemoryTenantAccount
 from orchestrator.trajectory import Tally
 from orchestrator.turn import Outcome
+
+_NO_QUOTA = Amounts(UNLIMITED, UNLIMITED, UNLIMITED, UNLIMITED)
+"""Of the one tenant of the command line: its run's own limits are what binds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,11 +161,10 @@ async def _root_run(
     observers: Sequence[Observer],
 ) -> RunResult:
     limits = options.limits
-    ledger = Ledger()
-    account = ledger.open_account("run tree", limit_amounts(limits))
+    treasury = Treasury(MemoryTenantAccount(_NO_QUOTA), limit_amounts(limits))
     calls = ModelCalls(
         LOCAL_TENANT,
-        ledger,
+        treasury,
         max_concurrency=limits.max_concurrency,
         deadline_at_s=time.monotonic() + limits.deadline_s,
     )
@@ -167,8 +172,7 @@ async def _root_run(
         tree = RunTree(
             tenant_id=LOCAL_TENANT,
             limits=limits,
-            ledger=ledger,
-            account=account,
+            treasury=treasury,
             models=models,
             calls=calls,
             slots=slots,
@@ -186,9 +190,12 @@ async def _root_run(
             context=context,
             model=models[ROOT_ALIAS],
             depth=0,
-            account=account,
+            account=treasury.account,
         )
-        return await run_to_end(tree, spec, serve_broker)
+        try:
+            return await run_to_end(tree, spec, serve_broker)
+        finally:
+            await run_shielded(treasury.close())
 
 
 @asynccontextmanager

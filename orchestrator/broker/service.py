@@ -45,6 +45,7 @@ class BrokerService(broker_pb2_grpc.BrokerServiceServicer):
                 request.prompt,
                 model_name=request.model,
                 max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
+                shared_prefix_bytes=request.shared_prefix_bytes,
             )
             return pb.CompleteResponse(text=_utf8(answer.text), truncated=answer.truncated)
         raise InvariantError("unreachable: the block returns or aborts")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.budget import ZERO, Account, Amounts, Ask, Ledger, Request
+from orchestrator.budget import ZERO, Account, Amounts, Ask, Request
 from orchestrator.conversation import Conversation
 from orchestrator.errors import Billing, DeadlineExceededError, ModelError, OrchestratorError
 from orchestrator.estimate import input_bound_tokens
@@ -18,8 +18,8 @@ from orchestrator.limits import MODEL_ATTEMPTS, MODEL_CALL_TIMEOUT_S
 from orchestrator.models.port import Completion, Model, ModelRequest
 from orchestrator.models.retry import with_retries
 from orchestrator.pricing import ModelCard, Usage
-from orchestrator.runs.holds import take_hold
 from orchestrator.runs.recorder import Recorder
+from orchestrator.runs.treasury import Treasury
 from orchestrator.store.port import LedgerEntry
 from orchestrator.trajectory import CallHeld, CallSettled
 
@@ -46,16 +46,16 @@ class ModelCalls:
     """The way of one run tree to its models."""
 
     def __init__(
-        self, tenant_id: TenantId, ledger: Ledger, *, max_concurrency: int, deadline_at_s: float
+        self, tenant_id: TenantId, treasury: Treasury, *, max_concurrency: int, deadline_at_s: float
     ) -> None:
         """Args:
         tenant_id: Who pays.
-        ledger: Of the run tree.
+        treasury: Of the run tree.
         max_concurrency: Provider calls in flight at once.
         deadline_at_s: The run tree's deadline on `time.monotonic`'s clock.
         """
         self._tenant_id = tenant_id
-        self._ledger = ledger
+        self._treasury = treasury
         self._provider_slots = asyncio.Semaphore(max_concurrency)
         self._deadline_at_s = deadline_at_s
 
@@ -98,7 +98,7 @@ class ModelCalls:
 
         async def attempt(number: int) -> Completion:
             async with self._provider_slots:
-                hold = await take_hold(self._ledger, account, ask, timeout_s=self.left_s())
+                hold = await self._treasury.hold(account, ask, timeout_s=self.left_s())
                 return await self._attempt(
                     number,
                     wish,
@@ -150,7 +150,7 @@ class ModelCalls:
                 unconfirmed = ZERO
             raise
         finally:
-            self._ledger.settle(hold, confirmed=confirmed, unconfirmed=unconfirmed)
+            self._treasury.ledger.settle(hold, confirmed=confirmed, unconfirmed=unconfirmed)
             settled = CallSettled(
                 call=wish.call,
                 attempt=number,

@@ -35,7 +35,6 @@ from orchestrator.limits import (
 )
 from orchestrator.models.port import Completion
 from orchestrator.runs.child_context import ChildContexts, ContextChoice
-from orchestrator.runs.holds import take_hold
 from orchestrator.runs.model_calls import Wish
 from orchestrator.runs.recorder import Recorder
 from orchestrator.runs.tree import RunResult, RunSpec, RunTree
@@ -145,7 +144,13 @@ class SubCalls:
         self.contexts.close()
 
     async def complete(
-        self, call_id: str, prompt: bytes, *, model_name: str, max_tokens: int | None
+        self,
+        call_id: str,
+        prompt: bytes,
+        *,
+        model_name: str,
+        max_tokens: int | None,
+        shared_prefix_bytes: int = 0,
     ) -> SubAnswer:
         """One completion. What it raises is listed in broker.proto."""
         cell = self._executing()
@@ -159,6 +164,7 @@ class SubCalls:
         if max_tokens is not None and not 1 <= max_tokens <= model.card.max_output_tokens:
             raise InvalidRequestError(f"max_tokens must be from 1 to {model.card.max_output_tokens:,}")
         text = prompt.decode("utf-8", "replace")
+        cached_chars = len(prompt[:shared_prefix_bytes].decode("utf-8", "ignore"))
         started = SubCallStarted(
             call=cell.next_name(),
             turn=cell.turn,
@@ -174,7 +180,7 @@ class SubCalls:
                 call=call.started.call,
                 model=model,
                 system="",
-                conversation=(Told(text),),
+                conversation=(Told(text, cached_chars),),
                 python_tool=False,
                 output_tokens=max_tokens or DEFAULT_SUB_CALL_MAX_TOKENS,
                 least_output_tokens=max_tokens or LEAST_SUB_CALL_MAX_TOKENS,
@@ -233,8 +239,11 @@ class SubCalls:
         return await self._once(cell, call_id, started, text, work)
 
     def left(self) -> Amounts:
-        """The least that an account on the path has left; open holds and what is kept count as used."""
-        rooms = [account.free.minus(account.kept) for account in self._spec.account.path]
+        """The least that an account on the path has left; open holds and what is kept count as used.
+
+        The tenant's is left out: it draws more when it is needed.
+        """
+        rooms = [account.free.minus(account.kept) for account in self._spec.account.path[1:]]
         return Amounts(*(min(unit) for unit in zip(*rooms, strict=True))).above_zero()
 
     def levels_below(self) -> int:
@@ -332,17 +341,16 @@ class SubCalls:
 
     async def _pay_for_child_run(self) -> None:
         one = Amounts(child_runs=1)
-        hold = await take_hold(
-            self._tree.ledger, self._spec.account, Ask(fixed=one), timeout_s=self._tree.calls.left_s()
-        )
-        self._tree.ledger.settle(hold, confirmed=one)
+        treasury = self._tree.treasury
+        hold = await treasury.hold(self._spec.account, Ask(fixed=one), timeout_s=self._tree.calls.left_s())
+        treasury.ledger.settle(hold, confirmed=one)
 
     def _child_account(self, max_tokens: int | None) -> Account:
         """The parent's account, or one below it when the child is to have less."""
         if max_tokens is None:
             return self._spec.account
         limit = Amounts(max_tokens, UNLIMITED, UNLIMITED, UNLIMITED)
-        return self._tree.ledger.open_account("run", limit, self._spec.account)
+        return self._tree.treasury.ledger.open_account("run", limit, self._spec.account)
 
 
 def _child_answer(result: RunResult) -> SubAnswer:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.budget import Account, Amounts, Ledger
+from orchestrator.budget import Account, Amounts
 from orchestrator.contexts.store import ContextStore, StagedContext
 from orchestrator.conversation import Dialect
 from orchestrator.errors import ModelNotAllowedError
@@ -14,6 +14,7 @@ from orchestrator.runs.admission import TreeSlots
 from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
 from orchestrator.runs.recorder import Observer, Recorder
+from orchestrator.runs.treasury import Treasury
 from orchestrator.sandbox.lease import SandboxLeases
 from orchestrator.store.port import RunStore
 from orchestrator.turn import Outcome
@@ -28,9 +29,7 @@ class RunTree:
 
     tenant_id: TenantId
     limits: RunLimits
-    ledger: Ledger
-    account: Account
-    """Of the whole tree; the root run pays from it directly."""
+    treasury: Treasury
     models: Mapping[str, Model]
     """By name, and by the aliases `root` and `sub`. No other model can be asked for."""
     calls: ModelCalls

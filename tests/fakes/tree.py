@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from orchestrator.budget import ZERO, Account, Ledger
+from orchestrator.budget import UNLIMITED, ZERO, Account, Amounts
 from orchestrator.contexts.store import ContextStore
 from orchestrator.ids import LOCAL_TENANT, RunId
 from orchestrator.limits import RunLimits
@@ -14,9 +14,11 @@ from orchestrator.pricing import ModelCard, Tier
 from orchestrator.runs.admission import TreeSlots
 from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
+from orchestrator.runs.treasury import Treasury
 from orchestrator.runs.tree import RunSpec, RunTree, limit_amounts
 from orchestrator.sandbox.lease import SandboxLeases
 from orchestrator.store.memory import MemoryRunStore
+from orchestrator.tenants.memory import MemoryTenantAccount
 from orchestrator.trajectory import CallHeld, CallSettled, Event, Payload
 from tests.fakes.leases import FakeLeases, prints
 
@@ -50,8 +52,9 @@ class FakeTree:
         limits: RunLimits = RunLimits(),  # noqa: B008 - frozen
         memoise: bool = False,
     ) -> None:
-        self.ledger = Ledger()
-        self.account = self.ledger.open_account("run tree", limit_amounts(limits))
+        no_quota = Amounts(UNLIMITED, UNLIMITED, UNLIMITED, UNLIMITED)
+        self.treasury = Treasury(MemoryTenantAccount(no_quota), limit_amounts(limits))
+        self.ledger, self.account = self.treasury.ledger, self.treasury.account
         self.contexts = ContextStore(directory / "contexts")
         self.leases = leases or FakeLeases(prints)
         self.store = MemoryRunStore()
@@ -59,15 +62,14 @@ class FakeTree:
         self.model = Model(CARD, client)
         self.calls = ModelCalls(
             LOCAL_TENANT,
-            self.ledger,
+            self.treasury,
             max_concurrency=limits.max_concurrency,
             deadline_at_s=time.monotonic() + limits.deadline_s,
         )
         self.tree = RunTree(
             tenant_id=LOCAL_TENANT,
             limits=limits,
-            ledger=self.ledger,
-            account=self.account,
+            treasury=self.treasury,
             models={"fake": self.model, "root": self.model, "sub": self.model},
             calls=self.calls,
             slots=slots,

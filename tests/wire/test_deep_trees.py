@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.broker.service import serve_broker
-from orchestrator.budget import Ledger
+from orchestrator.budget import Amounts
 from orchestrator.contexts.store import ContextStore
 from orchestrator.conversation import Reply, StopReason
 from orchestrator.ids import LOCAL_TENANT, new_run_id
@@ -21,10 +21,12 @@ from orchestrator.pricing import Usage, free_model
 from orchestrator.runs.admission import SandboxSlots
 from orchestrator.runs.model_calls import ModelCalls
 from orchestrator.runs.run import run_to_end
+from orchestrator.runs.treasury import Treasury
 from orchestrator.runs.tree import RunResult, RunSpec, RunTree, limit_amounts
 from orchestrator.sandbox.instance import Instance, claim_instance
 from orchestrator.sandbox.lease import SandboxLeases
 from orchestrator.store.memory import MemoryRunStore
+from orchestrator.tenants.memory import MemoryTenantAccount
 from orchestrator.trajectory import Tally
 from orchestrator.turn import Outcome
 from tests.fakes.in_process_driver import InProcessDriver
@@ -70,7 +72,7 @@ async def instance() -> AsyncIterator[Instance]:
 
 async def grow(
     instance: Instance, driver: InProcessDriver, model: TreeModel, *, sandboxes: int, concurrency: int
-) -> tuple[RunResult, Tally, Ledger]:
+) -> tuple[RunResult, Tally, MemoryTenantAccount]:
     limits = RunLimits(
         max_depth=model.depth,
         max_child_runs=100_000,
@@ -78,19 +80,19 @@ async def grow(
         max_concurrency=concurrency,
         max_tokens=1_000_000_000,
     )
-    ledger, tally = Ledger(), Tally()
-    account = ledger.open_account("run tree", limit_amounts(limits))
+    tally = Tally()
+    tenant = MemoryTenantAccount(limit_amounts(limits))
+    treasury = Treasury(tenant, limit_amounts(limits))
     contexts = ContextStore(instance.contexts_dir)
     card = free_model("m", window_tokens=1_000_000, max_output_tokens=32_000)
     calls = ModelCalls(
-        LOCAL_TENANT, ledger, max_concurrency=concurrency, deadline_at_s=time.monotonic() + 200
+        LOCAL_TENANT, treasury, max_concurrency=concurrency, deadline_at_s=time.monotonic() + 200
     )
     async with SandboxSlots(sandboxes).admit(model.depth) as slots:
         tree = RunTree(
             tenant_id=LOCAL_TENANT,
             limits=limits,
-            ledger=ledger,
-            account=account,
+            treasury=treasury,
             models={"root": Model(card, model), "sub": Model(card, model)},
             calls=calls,
             slots=slots,
@@ -107,12 +109,13 @@ async def grow(
             context=context,
             model=tree.model("root"),
             depth=0,
-            account=account,
+            account=treasury.account,
         )
         result = await run_to_end(tree, spec, serve_broker)
+    await treasury.close()
     await driver.aclose()
     contexts.close()
-    return result, tally, ledger
+    return result, tally, tenant
 
 
 @pytest.mark.parametrize(("depth", "width"), [(4, 3), (2, 8)])
@@ -121,13 +124,13 @@ async def test_a_tree_ends_with_room_for_one_chain_and_one_call(
 ) -> None:
     runs = sum(width**level for level in range(depth + 1))
     model, driver = TreeModel(depth, width), InProcessDriver()
-    result, tally, ledger = await grow(instance, driver, model, sandboxes=depth + 1, concurrency=1)
+    result, tally, tenant = await grow(instance, driver, model, sandboxes=depth + 1, concurrency=1)
     assert (result.outcome, result.answer) == (Outcome.ANSWERED, str(runs))
     assert driver.live_at_most == depth + 1
     assert model.most_in_flight == 1
     assert model.served == runs == tally.child_runs + 1
     assert tally.usage.total == 11 * runs
-    assert ledger.waiting == []
+    assert tenant.drawn == tally.confirmed.plus(Amounts(child_runs=runs - 1))
 
 
 async def test_depth_4_and_width_8_under_two_provider_calls(instance: Instance) -> None:

@@ -439,7 +439,7 @@ async def test_a_child_with_a_smaller_limit_has_an_account_below_its_parents(mak
     with run.cell():
         await run.child(max_tokens=500)
     (spec,) = run.children.specs
-    assert spec.account.path == (run.spec.account, spec.account)
+    assert spec.account.path == (*run.spec.account.path, spec.account)
     assert spec.account.limit.tokens == 500
 
 
