@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# They send signals to their own process, which a parallel run takes for its own.
+SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 
 .PHONY: help setup engine image demo check format-check lint types imports protos-check unit test protos format clean
 
@@ -46,7 +48,8 @@ protos-check: setup
 
 unit: setup ## the unit tests alone
 	@echo "check: unit tests"
-	@$(BIN)/python -m pytest tests/unit --quiet $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/unit --ignore=$(SIGNAL_TESTS) --numprocesses=2 --quiet $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SIGNAL_TESTS) --quiet $(PYTEST_ARGS)
 
 setup: $(INSTALLED) ## a virtual environment in .venv
 

@@ -69,6 +69,10 @@ class ChildRunFailed(SubCallError):
     """The child run ended without an answer. The message says how."""
 
 
+for _kind in (SubCallError, *SubCallError.__subclasses__()):
+    # Where cells find them: a traceback then shows the name that an `except` takes, and pickle finds it too.
+    _kind.__module__ = "__main__"
+
 BY_REASON: dict[str, type[SubCallError]] = {
     "BUDGET_EXCEEDED": BudgetExceeded,
     "DEPTH_EXCEEDED": DepthExceeded,
