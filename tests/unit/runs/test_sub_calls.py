@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.budget import Amounts
 from orchestrator.cells import CellClock
-from orchestrator.conversation import Reply, StopReason
+from orchestrator.conversation import Reply, StopReason, Told
 from orchestrator.errors import (
     Billing,
     BudgetExceededError,
@@ -163,6 +163,21 @@ async def test_a_prompt_that_is_not_utf8_is_asked_with_replacement(make_tree: Ma
     with run.cell():
         await run.complete(prompt=b"a\xffb")
     assert [getattr(entry, "text", None) for entry in model.asked[0].conversation] == ["a\ufffdb"]
+
+
+@pytest.mark.parametrize(
+    ("claimed", "cached_chars"), [(0, 0), (2, 1), (3, 2), (5, 2), (6, 3), (2**32 - 1, 4)]
+)
+async def test_a_shared_beginning_is_whole_characters_and_no_more_than_the_prompt(
+    make_tree: MakeTree, claimed: int, cached_chars: int
+) -> None:
+    model = answering()
+    run = Run(make_tree(model))
+    with run.cell():
+        await run.calls.complete(
+            "c1", "aä€x".encode(), model_name="", max_tokens=None, shared_prefix_bytes=claimed
+        )
+    assert model.asked[0].conversation == (Told("aä€x", cached_chars),)
 
 
 @pytest.mark.parametrize(
