@@ -91,7 +91,7 @@ def test_single_characters_iteration_and_equality(text: str) -> None:
     assert view == text
     assert view == view_of(text)
     assert view != text + "x"
-    assert view != text[:-1] + ("\x01" if text[-1] == "\x00" else "\x00")
+    assert view != text[:-1] + ("\x01" if text[-1:] == "\x00" else "\x00")
     assert str(view) == text
     assert f"{view}" == text
 
