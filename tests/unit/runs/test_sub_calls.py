@@ -190,6 +190,7 @@ async def test_a_shared_beginning_is_whole_characters_and_no_more_than_the_promp
         ({"max_tokens": 32_001}, InvalidRequestError),
         ({"model": "another"}, ModelNotAllowedError),
         ({"call_id": ""}, InvalidRequestError),
+        ({"call_id": "", "prompt": b"x" * 5_000}, InvalidRequestError),
         ({"call_id": "x" * 65}, InvalidRequestError),
         ({"call_id": "ä" * 33}, InvalidRequestError),
     ],
@@ -376,7 +377,11 @@ async def test_an_id_used_for_another_request_is_refused(make_tree: MakeTree) ->
     run = Run(make_tree(answering()))
     with run.cell():
         await run.complete("c1")
-        for other in (run.complete("c1", b"other"), run.complete("c1", max_tokens=9), run.child("c1")):
+        for other in (
+            run.complete("c1", b"other" * 1_000),
+            run.complete("c1", max_tokens=9),
+            run.child("c1"),
+        ):
             with pytest.raises(CallIdReusedError):
                 await other
         assert not run.calls._recorder._blobs
