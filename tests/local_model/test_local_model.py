@@ -21,8 +21,7 @@ from orchestrator.limits import RunLimits
 from orchestrator.pricing import Usage
 from orchestrator.trajectory import CallSettled, Event, Tally
 from orchestrator.turn import Outcome
-from tests.local_model.conftest import Counted, LocalModel
-from tests.local_model.server import WINDOW_TOKENS
+from tests.local_model.conftest import WINDOW_TOKENS, Counted, LocalModel
 
 MODEL = "gemma-3-270m"
 CITIES = ("Paris", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Lisbon", "Athens", "Dublin", "Prague")
