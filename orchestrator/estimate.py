@@ -20,18 +20,23 @@ TOOL_OVERHEAD_TOKENS = 1_600
 
 def input_bound_tokens(system: str, conversation: Conversation, *, python_tool: bool) -> int:
     """No provider can count more input tokens than this for such a request."""
-    bound = REQUEST_OVERHEAD_TOKENS + utf8_bytes(system)
+    bound = REQUEST_OVERHEAD_TOKENS + ENTRY_OVERHEAD_TOKENS * len(conversation)
     if python_tool:
         bound += TOOL_OVERHEAD_TOKENS
+    return bound + request_bytes(system, conversation)
+
+
+def request_bytes(system: str, conversation: Conversation) -> int:
+    """What a request says, in bytes of UTF-8: all that is ours or the model's, without any wire format."""
+    total = utf8_bytes(system)
     for entry in conversation:
-        bound += ENTRY_OVERHEAD_TOKENS
         if isinstance(entry, Reply):
-            bound += sum(utf8_bytes(json.dumps(dict(block), ensure_ascii=False)) for block in entry.content)
+            total += sum(utf8_bytes(json.dumps(dict(block), ensure_ascii=False)) for block in entry.content)
         elif isinstance(entry, Told):
-            bound += utf8_bytes(entry.text)
+            total += utf8_bytes(entry.text)
         else:
-            bound += utf8_bytes(entry.text) + utf8_bytes(entry.call_id)
-    return bound
+            total += utf8_bytes(entry.text) + utf8_bytes(entry.call_id)
+    return total
 
 
 def utf8_bytes(text: str) -> int:

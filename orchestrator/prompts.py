@@ -75,6 +75,9 @@ BUDGET_USED_UP = (
     "you can now: call FINAL or FINAL_VAR in one cell, or reply with the answer as text. Say plainly what is "
     "missing or unchecked."
 )
+NEWEST_REMOVED = (
+    f"{BUDGET_USED_UP} There was no room for your newest reply and its output; what its cell did is done."
+)
 REPLY_EMPTY = "Your last reply was empty. Run a cell, or give the answer."
 REPLY_REFUSED = (
     "Your last reply was stopped as a refusal by the provider and has been removed. Go on with what can be "

@@ -302,7 +302,7 @@ class Tally:
     child_runs: int = 0
     max_depth_reached: int = 0
     root_request_bytes: int = 0
-    """What the root model was sent in all its turns, before caching."""
+    """What the root model was sent in all attempts at its turns, before caching."""
     open_calls: int = 0
     sub_calls_done: int = 0
     sub_calls_in_flight: int = 0
@@ -310,6 +310,8 @@ class Tally:
     bound_tokens: int = 0
     """Input bounds of the calls whose usage is confirmed: what the bound over-reserves can be read off it."""
     _root: RunId | None = None
+    _turn_bytes: int = 0
+    """Of the root's present turn."""
     _depths: dict[RunId, int] = field(default_factory=dict)
     _models: dict[tuple[RunId, str], str] = field(default_factory=dict)
     """Of the sub-calls in flight."""
@@ -327,9 +329,11 @@ class Tally:
                     self.child_runs += 1
             case TurnStarted() if event.run_id == self._root:
                 self.root_turns = payload.turn
-                self.root_request_bytes += payload.request_bytes
+                self._turn_bytes = payload.request_bytes
             case CallHeld():
                 self.open_calls += 1
+                if event.run_id == self._root and payload.call.startswith("turn-"):
+                    self.root_request_bytes += self._turn_bytes
             case CallSettled():
                 self._settled(event.run_id, payload)
             case SubCallStarted():

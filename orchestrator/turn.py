@@ -153,6 +153,8 @@ class State:
     turn: int = 0
     useless_replies: int = 0
     last_answer: bool = False
+    newest_removed: bool = False
+    """The last resort, so that the last answer can be paid whatever the newest exchange has grown to."""
     replacements: int = 0
     tokens: int = 0
     """What the provider counted for the conversation up to its last reply."""
@@ -235,10 +237,17 @@ def _on_budget_short(state: State, why: str) -> tuple[State, tuple[Action, ...]]
         told = _tell(replace(state, last_answer=True), prompts.BUDGET_USED_UP)
         return _ask_instead(told)
     smaller, elided = _elide(state, reports_kept=0)
-    if not elided:
+    if elided:
+        # Without a note, which costs too: the marks where the outputs were say the same.
+        return _ask_instead(smaller, elided)
+    newest = max(
+        (at for at, entry in enumerate(state.conversation) if isinstance(entry, Reply)), default=None
+    )
+    if newest is None or state.newest_removed:
         return state, (End(Outcome.BUDGET_EXHAUSTED, None, why),)
-    # Without a note, which costs too: the marks where the outputs were say the same.
-    return _ask_instead(smaller, elided)
+    # What is left was paid for once, and as much was kept when it was (`_keep` in runs/run.py).
+    before = replace(state, conversation=state.conversation[:newest], newest_removed=True)
+    return _ask_instead(_tell(before, prompts.NEWEST_REMOVED))
 
 
 def _on_cell(state: State, result: CellResult) -> tuple[State, tuple[Action, ...]]:

@@ -26,7 +26,7 @@ from orchestrator.errors import (
     OrchestratorError,
     SandboxError,
 )
-from orchestrator.estimate import input_bound_tokens, utf8_bytes
+from orchestrator.estimate import input_bound_tokens, request_bytes, utf8_bytes
 from orchestrator.limits import (
     LAST_ANSWER_MAX_TOKENS,
     LEAST_LAST_ANSWER_MAX_TOKENS,
@@ -172,7 +172,8 @@ class _Run:
         self._asked[ask.turn] += 1
         system, python_tool = prompts.system(self._tree.dialect), self._tree.dialect is Dialect.TOOLS
         bound = input_bound_tokens(system, ask.conversation, python_tool=python_tool)
-        await self._recorder.record(TurnStarted(turn=ask.turn, request_bytes=bound))
+        sent_bytes = request_bytes(system, ask.conversation)
+        await self._recorder.record(TurnStarted(turn=ask.turn, request_bytes=sent_bytes))
         output_tokens, least_output_tokens = self._turn_output(ask)
         wish = Wish(
             call=self._call_name(ask.turn),
@@ -230,7 +231,7 @@ class _Run:
             OUTPUT_HEAD_BYTES + OUTPUT_TAIL_BYTES, self._tree.limits.max_tokens // _TURNS_PER_BUDGET
         )
         answer_tokens = min(LAST_ANSWER_MAX_TOKENS, output_tokens)
-        input_tokens = bound_tokens + output_tokens + report_tokens + utf8_bytes(prompts.BUDGET_USED_UP)
+        input_tokens = bound_tokens + output_tokens + report_tokens + utf8_bytes(prompts.NEWEST_REMOVED)
         card = self._spec.model.card
         return call_amounts(card, input_tokens).plus(
             Amounts(

@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 import typing
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -169,6 +170,12 @@ def settled(
 
 
 HELD = CallHeld(call="c", attempt=1, model="m", input_bound_tokens=9, held=Amounts(9, 9, 1))
+
+
+def _held(call: str) -> CallHeld:
+    return replace(HELD, call=call)
+
+
 SUB_CALL = SubCallStarted(
     call="c", turn=1, what="complete", model="m", prompt="p", request_hash="h", occurrence=0
 )
@@ -199,11 +206,15 @@ def test_turns_and_request_bytes_are_the_roots_alone() -> None:
     total = tally(
         started(),
         TurnStarted(turn=1, request_bytes=100),
+        _held("turn-1"),
         (CHILD, started(1, ROOT)),
         (CHILD, TurnStarted(turn=7, request_bytes=900)),
         TurnStarted(turn=2, request_bytes=150),
+        _held("2.1"),
+        _held("turn-2"),
+        TurnStarted(turn=3, request_bytes=1_000),
     )
-    assert (total.root_turns, total.root_request_bytes) == (2, 250)
+    assert (total.root_turns, total.root_request_bytes) == (3, 250)
 
 
 def test_child_runs_are_counted_and_the_depth_they_reach() -> None:

@@ -299,10 +299,17 @@ def test_eliding_for_the_last_answer_makes_the_request_smaller_and_is_recorded()
     assert elided.reports == 3
 
 
+def test_a_last_answer_that_still_cannot_be_paid_is_asked_for_without_the_newest_exchange() -> None:
+    paid = asked(*cells(2, output="short"))
+    last = asked(*cells(3, output="short"), SHORT, SHORT)
+    assert last.last_answer
+    assert last.conversation == (*paid.conversation, Told(prompts.NEWEST_REMOVED))
+
+
 @pytest.mark.parametrize("history", [[], cells(3), cells(3, output="short")])
-def test_the_last_answer_is_not_tried_a_third_time(history: list[Event]) -> None:
+def test_the_last_answer_is_not_tried_for_ever(history: list[Event]) -> None:
     state, actions = play(*history, SHORT)
-    for _ in range(2):
+    for _ in range(3):
         if not isinstance(actions[-1], End):
             state, actions = turn.step(state, SHORT)
     assert actions == (End(Outcome.BUDGET_EXHAUSTED, None, SHORT.why),)

@@ -36,7 +36,7 @@ class CompleteRequest(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     SHARED_PREFIX_BYTES_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
-    """Chosen by the caller, unique within the run, 1 to 64 bytes. A repeat returns the first call's response
+    """Chosen by the caller, unique within its cell, 1 to 64 bytes. A repeat returns the first call's response
     and bills nothing.
     """
     prompt: _builtins.bytes
@@ -108,7 +108,7 @@ class StartChildRunRequest(_message.Message):
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
-    """Chosen by the caller, unique within the run, 1 to 64 bytes. A repeat joins the first call."""
+    """Chosen by the caller, unique within its cell, 1 to 64 bytes. A repeat joins the first call."""
     question: _builtins.bytes
     """UTF-8 text."""
     inline: _builtins.bytes
