@@ -122,4 +122,4 @@ def _connect(settings: Settings, runtime: str) -> tuple[DockerClient, str]:
             f"the container engine has no runtime {runtime!r}; it has {', '.join(sorted(known))}. "
             "deploy/setup-host registers runsc where it is packaged"
         )
-    return client, settings.image or image.find(client)
+    return client, image.pinned(client, settings.image) if settings.image else image.find(client)

@@ -26,7 +26,7 @@ import docker
 from docker.errors import APIError, DockerException, ImageNotFound
 from requests.exceptions import RequestException
 
-from orchestrator.errors import EngineError, ImageMissingError
+from orchestrator.errors import EngineError, ImageMissingError, InvalidRequestError
 
 REPOSITORY = "rlm-sandbox"
 BASE_REPOSITORY = "rlm-sandbox-base"
@@ -99,6 +99,25 @@ def find(client: docker.DockerClient) -> str:
         stale = bool(client.images.list(name=REPOSITORY))
     state = "was built from other sources than these" if stale else "has not been built"
     raise ImageMissingError(f"the sandbox image {state}: run `rlm image build`")
+
+
+def pinned(client: docker.DockerClient, reference: str) -> str:
+    """The id of an image that is named by its id or digest.
+
+    Raises:
+        InvalidRequestError: It is named by a tag alone, which can change under a running pool.
+        ImageMissingError: The engine does not have it.
+        EngineError: The engine does not answer.
+    """
+    if "sha256:" not in reference:
+        raise InvalidRequestError(f"RLM_IMAGE must be an image id or digest (sha256:...), not {reference!r}")
+    with _engine_errors("look for the sandbox image"):
+        try:
+            return str(client.images.get(reference).id)
+        except ImageNotFound as error:
+            raise ImageMissingError(
+                f"the engine has no image {reference}: pull it, or unset RLM_IMAGE and run `rlm image build`"
+            ) from error
 
 
 def build(client: docker.DockerClient, *, wheelhouse: Path, say: Say) -> str:

@@ -1,13 +1,13 @@
 import os
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import docker
 import pytest
 from docker.errors import ImageNotFound
 
-from orchestrator.errors import EngineError, ImageMissingError
+from orchestrator.errors import EngineError, ImageMissingError, InvalidRequestError
 from orchestrator.sandbox import image
 
 
@@ -135,3 +135,8 @@ def test_the_guest_can_read_what_is_written_under_a_private_umask(tmp_path: Path
         name: (tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "a/b/code.py", "a/script")
     }
     assert modes == {"a": 0o755, "a/b": 0o755, "a/b/code.py": 0o644, "a/script": 0o755}
+
+
+def test_an_image_named_by_a_tag_alone_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="id or digest"):
+        image.pinned(cast(Any, None), "rlm-sandbox:latest")
