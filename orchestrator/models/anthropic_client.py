@@ -5,9 +5,9 @@ Importing this module costs about a second and 75 MB: nothing imports it before 
 Decisions:
 
 - One path, streamed, whatever the length of the reply: long replies need it. The stream is read as plain JSON
-  events. CPU for 1,000 concurrent calls with replies of 10 / 500 words: this 2.2 / 2.7 s; the SDK without
-  streaming over aiohttp 2.1 / 2.5 s, with its own stream helper 2.9 / 9.3 s, over its default transport
-  11.5 / 12.4 s (best of three, two busy cores).
+  events. CPU for 1,000 concurrent calls with replies of 10 / 500 words: this 1.9 / 2.8 s; the SDK without
+  streaming over aiohttp 2.1 / 1.8 s, with its own stream helper 3.0 / 8.4 s, over its default transport
+  7.2 / 6.6 s (best of three, two busy cores; `bench/model_transport.py`).
 - Exceptions of the SDK are never chained: their text may quote the response, and that the key.
 """
 
