@@ -268,6 +268,49 @@ def _plain(value: object) -> object:
     return value
 
 
+LOST = "the orchestrator ended during this call"
+"""The error of an attempt that `settle_after_crash` settles."""
+
+
+def settle_after_crash(events: Iterable[Event]) -> list[tuple[RunId, CallSettled]]:
+    """What a crash left unsettled, settled: the whole hold of each such attempt, as unconfirmed.
+
+    An attempt is held for in the record before it is made, so nothing a provider may have billed is missing
+    here; what never went out is charged too, because nobody can tell any more. To be appended to the run's
+    events, with a ledger entry each; settled so, the attempt is not found again.
+
+    Args:
+        events: Of any runs; those of one run in order.
+    """
+    open_holds: dict[tuple[RunId, str, int], CallHeld] = {}
+    for event in events:
+        match event.payload:
+            case CallHeld() as held:
+                open_holds[event.run_id, held.call, held.attempt] = held
+            case CallSettled() as settled:
+                # None when the hold could not be recorded: the attempt was then not made.
+                open_holds.pop((event.run_id, settled.call, settled.attempt), None)
+            case _:
+                pass
+    return [
+        (
+            run_id,
+            CallSettled(
+                call=held.call,
+                attempt=held.attempt,
+                model=held.model,
+                input_bound_tokens=held.input_bound_tokens,
+                usage=Usage(),
+                confirmed=Amounts(),
+                unconfirmed=held.held,
+                error=LOST,
+                duration_s=0.0,
+            ),
+        )
+        for (run_id, _, _), held in open_holds.items()
+    ]
+
+
 @dataclass(slots=True)
 class Line:
     """What one model was used for at one depth."""
