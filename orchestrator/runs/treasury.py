@@ -64,4 +64,22 @@ class Treasury:
     def _missing(self, ask: Ask) -> Amounts:
         wanted = ask.at(ask.output_tokens)
         kept = ZERO if ask.last_answer else ask.keep or self._tenant_account.kept
-        return wanted.plus(kept).minus(self._tenant_account.free).above_zero()
+        wanted = wanted.plus(kept).plus(self._wanted_by_those_who_wait())
+        return wanted.minus(self._tenant_account.free).above_zero()
+
+    def _wanted_by_those_who_wait(self) -> Amounts:
+        """What waits for the tree's own holds must not find, when they come back, the tenant's money gone.
+
+        Nobody draws for a request while it waits. All of them together can't use more than the tree has left;
+        one more is drawn for, so that it is the tree that refuses what is too much for both.
+        """
+        waiting = [request.ask.at(request.ask.output_tokens) for request in self.ledger.waiting]
+        if not waiting:
+            return ZERO
+        room = self.account.left_without_holds().above_zero()
+        return Amounts(
+            *(
+                min(sum(unit), left + max(unit))
+                for unit, left in zip(zip(*waiting, strict=True), room, strict=True)
+            )
+        )

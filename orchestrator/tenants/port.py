@@ -9,7 +9,8 @@ class TenantAccount(Protocol):
     """One tenant's allowance, shared by all its run trees, wherever they run.
 
     A run tree draws in steps and keeps its own books of what it drew, so that a model call needs no round
-    trip to a database. What a tree holds back is bounded by one step.
+    trip to a database. What a tree holds back is bounded by one step and what its calls
+    wait for.
 
     One contract suite (`tests/contract/test_tenant_account.py`) runs over every implementation.
     """

@@ -85,3 +85,32 @@ async def test_a_thousand_holds_side_by_side_draw_only_what_they_need() -> None:
     assert treasury.account.used() == Amounts(tokens=5_000, calls=1_000)
     await treasury.close()
     assert tenant.drawn == Amounts(tokens=5_000, calls=1_000)
+
+
+async def test_a_hold_that_waits_for_the_trees_own_holds_is_not_refused_for_lack_of_the_tenants_money() -> (
+    None
+):
+    """Nor shrunk: what others use up meanwhile is drawn for it too. Here the tree is short of money, and the
+    tenant of tokens unless it is asked for more."""
+    tree_limit = Amounts(tokens=1_200, cost_microusd=10)
+    step = Amounts(tokens=1_000, cost_microusd=10)
+    treasury = Treasury(MemoryTenantAccount(Amounts(10_000, 10_000)), tree_limit, step=step)
+    flexible = Ask(fixed=Amounts(tokens=100, cost_microusd=3), output_tokens=200, least_output_tokens=10)
+    outputs: list[int] = []
+
+    async def spend_flexibly() -> None:
+        hold = await treasury.hold(treasury.account, flexible, timeout_s=5)
+        outputs.append(hold.output_tokens)
+        await asyncio.sleep(0)
+        treasury.ledger.settle(hold, confirmed=hold.amounts)
+
+    first = await treasury.hold(
+        treasury.account, Ask(fixed=Amounts(tokens=300, cost_microusd=10)), timeout_s=1
+    )
+    waiting = [asyncio.create_task(spend_flexibly()) for _ in range(3)]
+    await asyncio.sleep(0)
+    treasury.ledger.settle(first, confirmed=Amounts(tokens=300, cost_microusd=1))
+    await asyncio.gather(*waiting)
+    assert outputs == [200] * 3
+    with pytest.raises(BudgetExceededError, match="of the run tree"):
+        await treasury.hold(treasury.account, Ask(fixed=Amounts(tokens=300)), timeout_s=1)
