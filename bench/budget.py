@@ -1,9 +1,12 @@
 """How many holds the ledger takes and settles in a second: `python -m bench.budget`."""
 
+import json
 import time
+from pathlib import Path
 
 from orchestrator.budget import Account, Amounts, Ask, Ledger
 
+RESULTS = Path(__file__).parent / "results" / "budget.json"
 _DEPTHS = (1, 2, 4)
 _HOLDS = 50_000
 _ROUNDS = 5
@@ -34,9 +37,13 @@ def holds_per_second(depth: int) -> float:
 
 
 def main() -> None:
-    """Print one line for each depth."""
-    for depth in _DEPTHS:
-        print(f"depth {depth}: {holds_per_second(depth):,.0f} holds and settles per second of CPU time")
+    """Print one line for each depth, and keep them."""
+    measured = {depth: round(holds_per_second(depth)) for depth in _DEPTHS}
+    for depth, rate in measured.items():
+        print(f"depth {depth}: {rate:,} holds and settles per second of CPU time")
+    RESULTS.parent.mkdir(exist_ok=True)
+    by_depth = {f"depth_{depth}": rate for depth, rate in measured.items()}
+    RESULTS.write_text(json.dumps({"holds_and_settles_per_cpu_second": by_depth}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
