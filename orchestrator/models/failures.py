@@ -2,7 +2,8 @@
 
 Rules. They live in this file and nowhere else:
 
-1. Refused before it could be billed costs nothing: no connection, any 4xx, 529.
+1. Refused before it could be billed costs nothing: no connection, one that was closed before the whole
+   request was written, any 4xx, 529.
 2. Everything that broke after the request was sent may have been billed: the provider keeps no request ids
    by which a repeat would be free.
 3. An error inside a stream counts by its type, not by the status 200 before it; once the stream has told its
@@ -113,6 +114,12 @@ def of_transport(error: BaseException) -> ModelError:
         return ModelError(
             "no connection to the provider could be made", billing=Billing.NOTHING, retryable=True
         )
+    if any(map(_was_not_written, causes)):
+        return ModelError(
+            "the provider closed the connection before it had the request",
+            billing=Billing.NOTHING,
+            retryable=True,
+        )
     return ModelError("the connection to the provider broke", billing=Billing.UNKNOWN, retryable=True)
 
 
@@ -139,6 +146,14 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     except (ValueError, TypeError):
         return None
     return max(0.0, wait.total_seconds())
+
+
+def _was_not_written(cause: BaseException) -> bool:
+    """Whether the transport refused to write: of the body the provider has a part at most.
+
+    The same class also says that a connection was lost behind a complete request, hence its words.
+    """
+    return isinstance(cause, aiohttp.ClientConnectionResetError) and "closing transport" in str(cause)
 
 
 def _amount(text: str | None) -> float | None:

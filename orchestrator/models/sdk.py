@@ -36,8 +36,11 @@ from orchestrator.errors import Billing, InvalidRequestError, KeyMissingError, M
 from orchestrator.models import failures
 from orchestrator.models.platforms import ANTHROPIC_URL, Bedrock, Foundry, Platform, Vertex
 
-# Shorter than any server's: a request on a connection the server just closed would count as maybe billed.
-_KEEPALIVE_S = 15.0
+# A request sent on a connection that the server just closed counts as maybe billed. So: shorter than the five
+# seconds of many servers; and none over plain HTTP, where a new connection costs next to nothing, and where
+# llama.cpp's server closes each one behind a streamed reply without a word.
+_KEEPALIVE_S = 4.0
+_KEEPALIVE_PLAIN_S = 0.0
 _SENT_HEADERS = frozenset(
     {
         "accept",
@@ -72,7 +75,7 @@ def anthropic_api(api_key: str, base_url: str = ANTHROPIC_URL, *, proxy: str | N
     key = _checked_key(api_key)
     for url in (base_url,) if proxy is None else (base_url, proxy):
         _check_url(url)
-    http = _http({"authorization": f"Bearer {key}"}, proxy)
+    http = _http(base_url, {"authorization": f"Bearer {key}"}, proxy)
     sdk = AsyncAnthropic(
         api_key=key, base_url=base_url, max_retries=0, open_telemetry=False, http_client=http
     )
@@ -149,7 +152,7 @@ def _bedrock(platform: Bedrock, url: str, proxy: str | None) -> Connection:
         base_url=url,
         max_retries=0,
         open_telemetry=False,
-        http_client=_http({}, proxy),
+        http_client=_http(url, {}, proxy),
     )
     return Connection(sdk, _amazon_events)
 
@@ -164,7 +167,7 @@ def _vertex(platform: Vertex, url: str, proxy: str | None) -> Connection:
         base_url=url,
         max_retries=0,
         open_telemetry=False,
-        http_client=_http({}, proxy),
+        http_client=_http(url, {}, proxy),
     )
     return Connection(sdk, _server_sent)
 
@@ -176,7 +179,7 @@ def _foundry(platform: Foundry, url: str, proxy: str | None) -> Connection:
         base_url=url,
         max_retries=0,
         open_telemetry=False,
-        http_client=_http({"x-api-key": key, "api-key": key}, proxy),
+        http_client=_http(url, {"x-api-key": key, "api-key": key}, proxy),
     )
     return Connection(sdk, _server_sent)
 
@@ -206,10 +209,11 @@ class _CleanHttp(DefaultAioHttpClient):
         return request
 
 
-def _http(authentication: Mapping[str, str], proxy: str | None) -> _CleanHttp:
+def _http(url: str, authentication: Mapping[str, str], proxy: str | None) -> _CleanHttp:
+    keepalive_s = _KEEPALIVE_S if urlsplit(url).scheme == "https" else _KEEPALIVE_PLAIN_S
     http = _CleanHttp(
         # Zero is the transport's word for no limit.
-        limits=httpx2.Limits(max_connections=0, keepalive_expiry=_KEEPALIVE_S),
+        limits=httpx2.Limits(max_connections=0, keepalive_expiry=keepalive_s),
         verify=httpx2.create_ssl_context(),
         trust_env=False,
         proxy=proxy,

@@ -289,6 +289,34 @@ async def test_a_reply_that_cannot_be_read_may_have_been_billed(reply: bytes) ->
     assert (caught.value.billing, caught.value.retryable) == (UNKNOWN, False)
 
 
+async def test_a_server_that_closes_behind_each_reply_without_a_word_costs_no_attempt() -> None:
+    message = {"content": [], "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 1}}
+    events = ({"type": "message_start", "message": message}, {"type": "message_stop"})
+    stream = b"".join(f"data: {json.dumps(event)}\n\n".encode() for event in events)
+    closed: list[bool] = []
+    chunks = f"{len(stream):x}\r\n".encode() + stream + b"\r\n0\r\n\r\n"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")
+        writer.write(b"transfer-encoding: chunked\r\n\r\n" + chunks)
+        await writer.drain()
+        # As llama.cpp's does: soon, but after the client may have sent the next request.
+        await asyncio.sleep(0.002)
+        writer.close()
+        await writer.wait_closed()
+        closed.append(True)
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        client = AnthropicClient(anthropic_api(KEY, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+        for _ in range(20):
+            assert (await client.complete(_request())).usage.total == 6
+        await client.aclose()
+        await _until(lambda: len(closed) == 20)
+
+
 @pytest.mark.parametrize("library", [httpx2, aiohttp, aiohttp.http_exceptions, anthropic], ids=str)
 def test_every_error_of_the_libraries_below_is_one_we_classify(library: ModuleType) -> None:
     not_ours = {

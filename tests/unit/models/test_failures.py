@@ -123,6 +123,8 @@ _KEY = Mock(ssl=True, host="example.test", port=443, is_ssl=True)
         (aiohttp.InvalidUrlClientError("http://["), NOTHING, False),
         (aiohttp.ServerDisconnectedError(), UNKNOWN, True),
         (aiohttp.ClientOSError(104, "reset"), UNKNOWN, True),
+        (aiohttp.ClientConnectionResetError("Cannot write to closing transport"), NOTHING, True),
+        (aiohttp.ClientConnectionResetError("Connection lost"), UNKNOWN, True),
         (aiohttp.SocketTimeoutError("read"), UNKNOWN, True),
         (aiohttp.ClientPayloadError("short"), UNKNOWN, True),
         (asyncio.IncompleteReadError(b"", 4), UNKNOWN, True),
