@@ -60,6 +60,8 @@ async def answer(
     context: Path,
     events: list[Event],
     limits: RunLimits | None = None,
+    *,
+    allow_models: Sequence[str] = (),
 ) -> app.RunReport:
     return await app.run(
         app.RunOptions(
@@ -67,6 +69,7 @@ async def answer(
             context_paths=[context],
             model="claude-sonnet-5-5",
             sub_model="claude-haiku-5-5",
+            allow_models=allow_models,
             base_url=server.url,
             limits=limits or RunLimits(),
         ),
@@ -217,3 +220,25 @@ async def test_cancelling_a_run_settles_what_was_in_flight(settings: Settings, s
     assert tally.usage.total == billed_tokens(server, "served")
     assert tally.unconfirmed.tokens >= billed_tokens(server) - tally.usage.total > 0
     assert events[-1].kind == "run_ended"
+
+
+async def test_a_cell_can_ask_for_the_models_of_its_run_and_for_no_other(
+    settings: Settings, small_text: Path
+) -> None:
+    cell = (
+        "said = [llm_query('one', model='deep'), llm_query('two', model='root')]\n"
+        "try:\n    llm_query('three', model='claude-fable-5-1')\n"
+        "except ModelNotAllowed as error:\n    FINAL([*said, str(error)])"
+    )
+    async with fake.serve(Play([[cell]]), key=KEY) as server:
+        report = await answer(server, settings, small_text, [], allow_models=["deep=claude-opus-5-5"])
+
+    *said, refusal = json.loads(report.answer or "")
+    assert said == ["ONE", "TWO"]
+    assert "claude-opus-5-5, claude-sonnet-5-5, deep, root, sub" in refusal
+    assert [served.body["model"] for served in server.log] == [
+        "claude-sonnet-5-5",
+        "claude-opus-5-5",
+        "claude-sonnet-5-5",
+    ]
+    assert report.tally.usage.total == billed_tokens(server)

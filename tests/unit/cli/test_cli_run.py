@@ -302,6 +302,7 @@ def test_every_option_arrives(fake: FakeRun, context: Path, tmp_path: Path) -> N
         "--max-tokens", 10, "--max-cost-usd", "0.0000011", "--max-calls", 11, "--max-child-runs", 0,
         "--max-depth", 0, "--max-turns", 12, "--max-concurrency", 13, "--deadline-s", "4000.5",
         "--cell-timeout-s", 5_000, "--runtime", "runsc", "--price-input", "0", "--price-output", "1.5",
+        "--window-tokens", 8_192, "--allow-model", "c", "--allow-model", "quick=d",
     )
     # fmt: on
     assert result.exit_code == 0, result.stderr
@@ -328,6 +329,8 @@ def test_every_option_arrives(fake: FakeRun, context: Path, tmp_path: Path) -> N
         ),
         price_input_usd_per_mtok=Decimal(0),
         price_output_usd_per_mtok=Decimal("1.5"),
+        window_tokens=8_192,
+        allow_models=("c", "quick=d"),
     )
 
 
