@@ -42,11 +42,11 @@ check: format-check lint types imports protos-check unit ## what needs no contai
 
 format-check: setup
 	@echo "check: format"
-	@$(BIN)/ruff format --quiet --check . proto/generate
+	@$(BIN)/ruff format --quiet --check . proto/generate deploy/make-seccomp
 
 lint: setup
 	@echo "check: lint"
-	@$(BIN)/ruff check --quiet . proto/generate
+	@$(BIN)/ruff check --quiet . proto/generate deploy/make-seccomp
 
 types: setup
 	@echo "check: types"
@@ -91,8 +91,8 @@ protos: setup ## generate the gRPC code
 	@$(BIN)/python proto/generate
 
 format: setup ## rewrite the code in its format
-	@$(BIN)/ruff format . proto/generate
-	@$(BIN)/ruff check --fix --quiet . proto/generate
+	@$(BIN)/ruff format . proto/generate deploy/make-seccomp
+	@$(BIN)/ruff check --fix --quiet . proto/generate deploy/make-seccomp
 
 clean: ## remove what was made here; the engine and its images stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -4,6 +4,8 @@ The guest is hostile from its first instruction, so whatever is not needed is of
 """
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
 from orchestrator.sandbox.port import GUEST_CONTEXT_DIR, GUEST_SOCKET_DIR, GUEST_TMP_DIR, SandboxSpec
 
@@ -56,7 +58,10 @@ def _host_config(spec: SandboxSpec, resources: Resources) -> dict[str, object]:
         "ShmSize": resources.shm_bytes,
         "CgroupnsMode": "private",  # the host's is the default on cgroup v1
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges:true"],  # nothing in the image is setuid; this makes sure
+        "SecurityOpt": [
+            "no-new-privileges:true",  # nothing in the image is setuid; this makes sure
+            f"seccomp={_seccomp_profile()}",  # ours: the engine's own depends on its version
+        ],
         "ReadonlyRootfs": True,
         "Tmpfs": {
             # noexec is hygiene, not a wall: Python runs whatever it reads.
@@ -87,6 +92,12 @@ def _host_config(spec: SandboxSpec, resources: Resources) -> dict[str, object]:
         # No init: the worker is PID 1. So no signal from a cell can end it, and it can end all else with one.
         "Init": False,
     }
+
+
+@cache
+def _seccomp_profile() -> str:
+    """Generated from deploy/seccomp.toml, where the reasons are."""
+    return files("orchestrator.sandbox").joinpath("seccomp.json").read_text(encoding="ascii")
 
 
 def _read_only_bind(source: str, target: str) -> dict[str, object]:

@@ -133,7 +133,7 @@ async def test_a_cell_has_no_network_no_privilege_and_nothing_to_write_to_but_sc
 
     assert network["interfaces"] == ["lo"]
     assert network["routes"] == []
-    assert network["tcp"] == network["gateway"] == network["udp"] == "OSError"
+    assert network["tcp"] == network["gateway"] == network["udp"] == "PermissionError"
     assert network["name"] == "gaierror"
     assert network["raw"] == network["packet"] == "PermissionError"
 

@@ -1,4 +1,6 @@
+import hashlib
 from pathlib import Path
+from typing import Any
 
 from orchestrator.ids import SandboxId
 from orchestrator.sandbox.port import SandboxSpec
@@ -21,10 +23,17 @@ RESOURCES = Resources(
     file_size_bytes=256 << 20,
 )
 
+SECCOMP_SHA256 = "b7ed4cf8737ffd3f2b58e7c10d64af22c33a74f4e52a7867c22aa3bedfa32a4b"
+"""Of orchestrator/sandbox/seccomp.json: a change of what a guest may ask of the kernel is made here too."""
+
 
 def test_a_sandbox_is_created_with_exactly_this_and_nothing_else() -> None:
     """Written down whole: whatever changes here changes what a hostile guest can do."""
-    assert create_arguments(SPEC, RESOURCES, image="sha256:abc", instance_id="i1") == {
+    arguments: dict[str, Any] = create_arguments(SPEC, RESOURCES, image="sha256:abc", instance_id="i1")
+    no_new_privileges, seccomp = arguments["HostConfig"].pop("SecurityOpt")
+    assert no_new_privileges == "no-new-privileges:true"
+    assert hashlib.sha256(seccomp.removeprefix("seccomp=").encode()).hexdigest() == SECCOMP_SHA256
+    assert arguments == {
         "Image": "sha256:abc",
         "User": "200001:200001",
         "WorkingDir": "/tmp",
@@ -45,7 +54,6 @@ def test_a_sandbox_is_created_with_exactly_this_and_nothing_else() -> None:
             "ShmSize": 16_777_216,
             "CgroupnsMode": "private",
             "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges:true"],
             "ReadonlyRootfs": True,
             "Tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,size=134217728,nr_inodes=16384,mode=1777"},
             "Mounts": [
