@@ -6,15 +6,12 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from docker import DockerClient
-
 from orchestrator.access import check_address, provider_url
 from orchestrator.cells import CellClock, CellOutcome
 from orchestrator.config import Settings
 from orchestrator.errors import EngineError, OrchestratorError
 from orchestrator.ids import LOCAL_TENANT
-from orchestrator.machine import open_machine, open_workplace
-from orchestrator.sandbox import image
+from orchestrator.machine import image_id, open_machine, open_workplace, runtimes
 from orchestrator.sandbox.docker_driver import connect_engine
 
 RUNTIMES = ("runc", "runsc")
@@ -38,19 +35,22 @@ async def doctor(settings: Settings) -> AsyncIterator[Check]:
     try:
         client = await asyncio.to_thread(connect_engine)
         version = (await asyncio.to_thread(client.version))["Version"]
-        runtimes = await asyncio.to_thread(_runtimes, client)
+        known = await asyncio.to_thread(runtimes, client)
     except EngineError as error:
         yield Check("engine", False, str(error), "start Docker, or run deploy/setup-host as root")
         return
     yield Check("engine", True, f"Docker {version}")
     try:
-        image_id = settings.image or await asyncio.to_thread(image.find, client)
+        found = await asyncio.to_thread(image_id, client, settings)
     except OrchestratorError as error:
-        yield Check("image", False, str(error), "run `rlm image build`")
+        mend = (
+            "unset RLM_IMAGE, or name an image that is there" if settings.image else "run `rlm image build`"
+        )
+        yield Check("image", False, str(error), mend)
     else:
-        yield Check("image", True, image_id)
+        yield Check("image", True, found)
         for runtime in RUNTIMES:
-            yield await _probe_runtime(settings, runtime, known=runtime in runtimes)
+            yield await _probe_runtime(settings, runtime, known=runtime in known)
     yield _check_key(settings)
     yield await _check_provider(settings)
 
@@ -93,10 +93,6 @@ async def _measure(settings: Settings, runtime: str) -> tuple[float, list[float]
                     raise EngineError(f"a trivial cell ended as {result.outcome.value}")
                 cells_s.append(result.duration_s)
             return sandbox.wait_s, cells_s
-
-
-def _runtimes(client: DockerClient) -> set[str]:
-    return set(client.info().get("Runtimes", {}))
 
 
 def _check_key(settings: Settings) -> Check:

@@ -64,10 +64,10 @@ async def open_machine(settings: Settings, workplace: Workplace, *, runtime: str
         EngineError: No engine answers, or it lacks the runtime.
         ImageMissingError: The sandbox image has to be built.
     """
-    client, image_id = await asyncio.to_thread(_connect, settings, runtime)
+    client, pinned_image_id = await asyncio.to_thread(_connect, settings, runtime)
     driver = DockerDriver(
         client.api,
-        image_id=image_id,
+        image_id=pinned_image_id,
         instance_id=workplace.instance.instance_id,
         resources=resources(settings.sandbox),
     )
@@ -114,12 +114,28 @@ def resources(settings: SandboxSettings) -> Resources:
     )
 
 
+def runtimes(client: DockerClient) -> frozenset[str]:
+    """The OCI runtimes that the engine knows by name; whether they work is another matter. Blocks."""
+    return frozenset(client.info().get("Runtimes", {}))
+
+
+def image_id(client: DockerClient, settings: Settings) -> str:
+    """The image that sandboxes are made of: the one the settings pin, or that of the present sources. Blocks.
+
+    Raises:
+        InvalidRequestError: The settings name it by a tag alone.
+        ImageMissingError: It has to be pulled or built.
+        EngineError: The engine does not answer.
+    """
+    return image.pinned(client, settings.image) if settings.image else image.find(client)
+
+
 def _connect(settings: Settings, runtime: str) -> tuple[DockerClient, str]:
     client = connect_engine()
-    known = client.info().get("Runtimes", {})
+    known = runtimes(client)
     if runtime not in known:
         raise EngineError(
             f"the container engine has no runtime {runtime!r}; it has {', '.join(sorted(known))}. "
             "deploy/setup-host registers runsc where it is packaged"
         )
-    return client, image.pinned(client, settings.image) if settings.image else image.find(client)
+    return client, image_id(client, settings)

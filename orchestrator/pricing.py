@@ -12,6 +12,11 @@ from typing import NamedTuple
 _MTOK = 1_000_000
 
 
+def whole_microusd(tokens_times_price: int) -> int:
+    """Tokens times their price per million, in whole micro-dollars, rounded up."""
+    return -(-tokens_times_price // _MTOK)
+
+
 class Usage(NamedTuple):
     """Tokens of one model call, as its provider counted them. The four never overlap."""
 
@@ -54,7 +59,7 @@ class Tier:
             + usage.cache_write * self.cache_write
             + usage.output * self.output
         )
-        return -(-total // _MTOK)
+        return whole_microusd(total)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from orchestrator.ids import TenantId
 from orchestrator.limits import MODEL_ATTEMPTS, MODEL_CALL_TIMEOUT_S
 from orchestrator.models.port import Completion, Model, ModelRequest
 from orchestrator.models.retry import with_retries
-from orchestrator.pricing import ModelCard, Usage
+from orchestrator.pricing import ModelCard, Usage, whole_microusd
 from orchestrator.runs.recorder import Recorder
 from orchestrator.runs.treasury import Treasury
 from orchestrator.store.port import LedgerEntry
@@ -189,10 +189,10 @@ class ModelCalls:
 
 def call_amounts(card: ModelCard, input_tokens: int) -> Amounts:
     """What a call of at most so many input tokens can cost before it writes a word."""
-    cost_microusd = -(-input_tokens * card.dearest_input(input_tokens) // 1_000_000)
+    cost_microusd = whole_microusd(input_tokens * card.dearest_input(input_tokens))
     return Amounts(tokens=input_tokens, cost_microusd=cost_microusd, calls=1)
 
 
 def output_cost_microusd(card: ModelCard, input_tokens: int, output_tokens: int) -> int:
     """What so much output can cost behind an input of at most so many tokens."""
-    return -(-output_tokens * card.dearest_output(input_tokens) // 1_000_000)
+    return whole_microusd(output_tokens * card.dearest_output(input_tokens))
