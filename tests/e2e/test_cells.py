@@ -84,6 +84,7 @@ else: print("in the child")
     ]
 
 
+@pytest.mark.case("E14")
 async def test_a_thread_outlives_its_cell_and_is_refused_sub_calls_between_cells(player: Player) -> None:
     script = player.script(
         [
@@ -107,6 +108,7 @@ thread.start()
     assert played.report.tally.sub_calls_done == 0
 
 
+@pytest.mark.case("E10")
 async def test_fifty_megabytes_of_output_are_cut_and_the_cut_is_named(player: Player) -> None:
     played = await player.cells(
         """
@@ -122,6 +124,7 @@ print("the end")
     assert len(told) < 17_000
 
 
+@pytest.mark.case("E16")
 async def test_a_cell_that_ends_its_interpreter_loses_the_namespace_and_says_what_is_gone(
     player: Player,
 ) -> None:
@@ -139,6 +142,7 @@ async def test_a_cell_that_ends_its_interpreter_loses_the_namespace_and_says_wha
     assert played.cells[1].lost_variables == ("found", "note")
 
 
+@pytest.mark.case("E08")
 async def test_an_endless_loop_is_interrupted_and_the_namespace_kept(player: Player) -> None:
     played = await player.cells(
         "found = 42",
@@ -157,6 +161,7 @@ async def test_an_endless_loop_is_interrupted_and_the_namespace_kept(player: Pla
     assert all(cell.guest_s < 3 for cell in played.cells)
 
 
+@pytest.mark.case("E08", "E09")
 @pytest.mark.parametrize(
     "loop",
     [
@@ -294,6 +299,7 @@ print(llm_query("short"))
     assert played.report.tally.sub_calls_failed == 1
 
 
+@pytest.mark.case("E01")
 async def test_a_guest_that_hogs_its_processes_is_held_by_the_limit(player: Player) -> None:
     played = await player.cells(
         """

@@ -13,7 +13,7 @@ within their parent, nothing held at rest, and the provider's own log covered by
 | I09, I10, I15 (one process), I17 | `wire/test_calls_under_faults.py`; I17 also here |
 | I12 | `test_fault_injection.py` |
 | I02 | here, and the guest's own batches in `unit/worker/test_subcalls.py`: no rpc takes a batch |
-| I14, I15 (fair shares between tenants) | not yet: there is one tenant |
+| I14, I15 (between tenants) | I14 here, two trees on one provider; I15 also `wire/test_calls_under_faults.py` |
 """
 
 import asyncio
@@ -77,6 +77,7 @@ def limits(**more: int | float) -> RunLimits:
 # --- H: who is calling ---------------------------------------------------------------------------------
 
 
+@pytest.mark.case("H01")
 async def test_h01_ids_of_another_run_in_metadata_and_fields_are_ignored() -> None:
     provider, others = Provider(), Provider()
     async with sandbox(provider) as mine, sandbox(others) as theirs:
@@ -92,6 +93,7 @@ async def test_h01_ids_of_another_run_in_metadata_and_fields_are_ignored() -> No
     assert (len(provider.log), len(others.log)) == (1, 0)
 
 
+@pytest.mark.case("H02")
 @pytest.mark.parametrize("depth", ["0", "-1", str(2**31)])
 async def test_h02_a_depth_that_a_guest_claims_is_ignored(depth: str) -> None:
     provider = Provider()
@@ -106,6 +108,7 @@ async def test_h02_a_depth_that_a_guest_claims_is_ignored(depth: str) -> None:
     assert provider.log == []
 
 
+@pytest.mark.case("H02")
 async def test_h02_runs_that_recurse_as_deep_as_they_can_stop_at_the_limit() -> None:
     """Every run asks for one more level; the one at the limit is told no, and answers with that."""
 
@@ -121,6 +124,7 @@ async def test_h02_runs_that_recurse_as_deep_as_they_can_stop_at_the_limit() -> 
     assert depths == [1, 2, 3]
 
 
+@pytest.mark.case("H03")
 async def test_h03_what_another_run_uploaded_is_as_unknown_as_what_nobody_did() -> None:
     provider = Provider()
     async with sandbox(provider) as mine, sandbox(provider) as theirs:
@@ -138,6 +142,7 @@ async def test_h03_what_another_run_uploaded_is_as_unknown_as_what_nobody_did() 
     assert provider.log == []
 
 
+@pytest.mark.case("H03")
 async def test_h03_a_call_id_of_another_run_brings_nothing_of_its_answer() -> None:
     mine_provider, their_provider = Provider(lambda _: "mine"), Provider(lambda _: "theirs")
     async with sandbox(mine_provider) as mine, sandbox(their_provider) as theirs:
@@ -147,6 +152,7 @@ async def test_h03_a_call_id_of_another_run_brings_nothing_of_its_answer() -> No
         assert mine.tree.account.confirmed.calls == theirs.tree.account.confirmed.calls == 1
 
 
+@pytest.mark.case("H04")
 async def test_h04_a_socket_offers_the_brokers_methods_and_no_way_to_a_root_run() -> None:
     pool = descriptor_pool.Default()
     broker = pool.FindServiceByName("rlm_proto.v1.BrokerService")
@@ -174,6 +180,7 @@ async def test_h04_a_socket_offers_the_brokers_methods_and_no_way_to_a_root_run(
         assert mine.tree.account.used().child_runs == 0
 
 
+@pytest.mark.case("H05")
 async def test_h05_between_cells_and_after_the_run_a_kept_channel_reaches_nothing() -> None:
     provider = Provider()
     async with sandbox(provider) as mine:
@@ -194,6 +201,7 @@ async def test_h05_between_cells_and_after_the_run_a_kept_channel_reaches_nothin
     assert len(provider.log) == 1
 
 
+@pytest.mark.case("H07")
 async def test_h07_one_call_id_is_one_call_whatever_comes_with_it_later() -> None:
     provider = Provider(delay_s=0.05)
     async with sandbox(provider) as mine:
@@ -212,6 +220,7 @@ async def test_h07_one_call_id_is_one_call_whatever_comes_with_it_later() -> Non
     assert len(provider.log) == 1
 
 
+@pytest.mark.case("H08")
 @pytest.mark.parametrize(
     "printed",
     [
@@ -238,6 +247,7 @@ async def test_h08_what_a_cell_prints_is_never_the_answer(printed: str) -> None:
         assert [one.output for one in shown if isinstance(one, CellEnded)] == [printed]
 
 
+@pytest.mark.case("H09")
 async def test_h09_what_a_guest_says_of_its_own_usage_counts_for_nothing() -> None:
     provider = Provider()
     async with sandbox(provider) as mine:
@@ -256,6 +266,7 @@ async def test_h09_what_a_guest_says_of_its_own_usage_counts_for_nothing() -> No
 # --- I: what it may spend ------------------------------------------------------------------------------
 
 
+@pytest.mark.case("I01")
 async def test_i01_of_64_calls_at_once_each_worth_half_the_budget_no_more_are_served_than_fit() -> None:
     provider = Provider(lambda _: "x" * 10_000, delay_s=0.01)
     # "hello" and its frame are bounded by 101 tokens.
@@ -270,6 +281,7 @@ async def test_i01_of_64_calls_at_once_each_worth_half_the_budget_no_more_are_se
         assert mine.tree.account.used().tokens == provider.billed_tokens() <= 2_300
 
 
+@pytest.mark.case("I02")
 async def test_i02_a_flood_of_calls_is_served_a_few_at_a_time_and_only_up_to_the_cap() -> None:
     """There is no batch on the wire; what a batch could be is many calls."""
     provider = Provider(delay_s=0.001)
@@ -289,6 +301,7 @@ async def test_i02_a_flood_of_calls_is_served_a_few_at_a_time_and_only_up_to_the
         assert begun <= 1_000
 
 
+@pytest.mark.case("I02")
 async def test_i02_the_transport_takes_no_more_than_its_window_from_a_guest() -> None:
     provider = Provider(gate=asyncio.Event())
     async with sandbox(provider, limits=limits(max_concurrency=1)) as mine:
@@ -310,6 +323,7 @@ async def test_i02_the_transport_takes_no_more_than_its_window_from_a_guest() ->
         provider.gate.set()
 
 
+@pytest.mark.case("I03")
 async def test_i03_a_tree_that_fans_out_at_every_depth_stops_at_its_caps() -> None:
     """Each run starts five children and each of those five more, as long as they may."""
 
@@ -333,6 +347,7 @@ async def test_i03_a_tree_that_fans_out_at_every_depth_stops_at_its_caps() -> No
         assert root.tree.account.used().tokens == provider.billed_tokens() <= 400_000
 
 
+@pytest.mark.case("I04")
 @pytest.mark.parametrize("value", [0, -1, -(2**31), 2**31 - 1, CARD.max_output_tokens + 1])
 async def test_i04_a_max_tokens_that_makes_no_sense_is_refused(value: int) -> None:
     provider = Provider()
@@ -346,6 +361,7 @@ async def test_i04_a_max_tokens_that_makes_no_sense_is_refused(value: int) -> No
     assert all(request.max_tokens <= CARD.max_output_tokens for request in provider.asked)
 
 
+@pytest.mark.case("I04")
 @pytest.mark.parametrize("value", [2**31, 2**32 - 1, 2**63, 2**64 - 1, 2**32])
 async def test_i04_numbers_that_do_not_fit_their_field_are_refused_or_cut_to_it(value: int) -> None:
     """Every one of these becomes a negative number or zero in 32 bits."""
@@ -358,6 +374,7 @@ async def test_i04_numbers_that_do_not_fit_their_field_are_refused_or_cut_to_it(
     assert provider.log == []
 
 
+@pytest.mark.case("I04", "D07")
 @pytest.mark.parametrize(
     ("said", "sent"),
     [(None, DEFAULT_SUB_CALL_MAX_TOKENS), (1, 1), (77, 77), (CARD.max_output_tokens, CARD.max_output_tokens)],
@@ -373,6 +390,7 @@ async def test_i04_what_is_sent_is_what_was_held(said: int | None, sent: int) ->
     assert held.held.tokens == held.input_bound_tokens + sent
 
 
+@pytest.mark.case("I05")
 @pytest.mark.parametrize(
     ("size", "code"), [(MAX_PROMPT_BYTES + 1, Code.INVALID_ARGUMENT), (100 << 20, Code.RESOURCE_EXHAUSTED)]
 )
@@ -387,6 +405,7 @@ async def test_i05_a_huge_prompt_is_refused_by_its_bytes(size: int, code: grpc.S
         assert mine.tree.account.used().calls == 1
 
 
+@pytest.mark.case("I05")
 @pytest.mark.parametrize(
     "character", ["\U0001f469\u200d\U0001f680", "\u4e2d", "\U00020bb7", "\x00", "\ud800"]
 )
@@ -403,6 +422,7 @@ async def test_i05_text_of_many_tokens_is_held_at_no_less_than_its_bytes(charact
     assert held.input_bound_tokens == input_bound_tokens("", request.conversation, python_tool=False)
 
 
+@pytest.mark.case("I06")
 async def test_i06_empty_prompts_reach_no_provider_and_leave_no_record() -> None:
     provider = Provider()
     async with sandbox(provider) as mine:
@@ -417,6 +437,7 @@ async def test_i06_empty_prompts_reach_no_provider_and_leave_no_record() -> None
     assert provider.log == []
 
 
+@pytest.mark.case("I06")
 async def test_i06_calls_that_cost_next_to_nothing_are_still_counted() -> None:
     provider = Provider()
     async with sandbox(provider, limits=limits(max_calls=20)) as mine:
@@ -446,6 +467,7 @@ async def _end_run(_call: "asyncio.Task[str]", _guest: Guest, mine: Sandbox) -> 
 Abort = Callable[["asyncio.Task[str]", Guest, Sandbox], Awaitable[None]]
 
 
+@pytest.mark.case("I07")
 @pytest.mark.parametrize("abort", [_cancel, _close, _wait, _end_run])
 @pytest.mark.parametrize("provider_ends", [True, False])
 async def test_i07_a_call_aborted_at_its_provider_is_charged(abort: Abort, provider_ends: bool) -> None:
@@ -478,6 +500,7 @@ async def test_i07_a_call_aborted_at_its_provider_is_charged(abort: Abort, provi
         assert mine.tree.account.used().calls == 1
 
 
+@pytest.mark.case("I07")
 async def test_i07_a_call_aborted_before_it_is_dispatched_costs_nothing() -> None:
     provider = Provider(gate=asyncio.Event())
     async with sandbox(provider, limits=limits(max_concurrency=1)) as mine:
@@ -494,6 +517,7 @@ async def test_i07_a_call_aborted_before_it_is_dispatched_costs_nothing() -> Non
         assert mine.tree.account.used().calls == len(provider.log) == 1
 
 
+@pytest.mark.case("I08")
 async def test_i08_a_thousand_calls_each_cancelled_are_charged_and_stop_at_the_budget() -> None:
     reached: set[str] = set()
 
@@ -527,6 +551,7 @@ async def test_i08_a_thousand_calls_each_cancelled_are_charged_and_stop_at_the_b
         assert budget - used < 1_000 + 2_000
 
 
+@pytest.mark.case("I11")
 async def test_i11_calls_billed_far_past_their_holds_stop_those_that_come_after() -> None:
     """Five in flight may overshoot, by what they were billed past their holds; a sixth does not go out."""
 
@@ -547,6 +572,7 @@ async def test_i11_calls_billed_far_past_their_holds_stop_those_that_come_after(
         assert account.overdraft.tokens == account.confirmed.tokens - sum(held.tokens for held in holds)
 
 
+@pytest.mark.case("I13")
 async def test_i13_connections_threads_and_child_runs_share_one_limit_of_calls_in_flight() -> None:
     def fan_out(request: ModelRequest) -> Reply | str:
         text = getattr(request.conversation[0], "text", "")
@@ -566,6 +592,7 @@ async def test_i13_connections_threads_and_child_runs_share_one_limit_of_calls_i
     assert len(provider.log) == 24 + 3 * 17
 
 
+@pytest.mark.case("I16")
 async def test_i16_the_deadline_covers_waiting_and_asks_no_clock_that_can_be_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -586,6 +613,7 @@ async def test_i16_the_deadline_covers_waiting_and_asks_no_clock_that_can_be_set
     assert len(provider.log) == 1
 
 
+@pytest.mark.case("I17")
 @pytest.mark.parametrize("name", ["claude-opus-5-5", "gpt-9", "Root", " sub", "root\x00", "*", "../root"])
 async def test_i17_a_model_the_run_does_not_have_is_refused(name: str) -> None:
     provider = Provider()
@@ -597,6 +625,7 @@ async def test_i17_a_model_the_run_does_not_have_is_refused(name: str) -> None:
     assert provider.log == []
 
 
+@pytest.mark.case("I18")
 @given(
     bound=st.integers(1, 400_000),
     billed=st.tuples(*(st.integers(0, 200_000),) * 3),
@@ -615,6 +644,7 @@ def test_i18_a_bill_within_its_bound_never_exceeds_its_hold_nor_rounds_to_nothin
     assert (cost > 0) == (usage.total > 0)
 
 
+@pytest.mark.case("I18")
 @given(calls=st.lists(st.integers(1, 9), min_size=1, max_size=50))
 def test_i18_many_tiny_calls_are_never_billed_below_their_sum(calls: list[int]) -> None:
     """0.1 + 0.2 of a micro-dollar is 2 here, rounded up twice."""
@@ -623,6 +653,7 @@ def test_i18_many_tiny_calls_are_never_billed_below_their_sum(calls: list[int]) 
     assert each >= len(calls)
 
 
+@pytest.mark.case("I19")
 @given(
     chain=st.lists(st.integers(0, 1_000), min_size=1, max_size=5),
     wanted=st.lists(st.integers(1, 300), max_size=20),
@@ -643,6 +674,7 @@ def test_i19_however_high_a_childs_limit_the_lowest_of_its_path_counts(
     assert not ledger.waiting
 
 
+@pytest.mark.case("I19")
 async def test_i19_a_child_with_a_larger_limit_than_its_parent_has_its_parents() -> None:
     provider = Provider()
     async with sandbox(provider, limits=limits(max_tokens=500)) as mine:
@@ -653,6 +685,7 @@ async def test_i19_a_child_with_a_larger_limit_than_its_parent_has_its_parents()
     assert provider.log == []
 
 
+@pytest.mark.case("I20")
 async def test_i20_identical_prompts_of_two_trees_are_asked_and_paid_by_each() -> None:
     first, second = Provider(prompt_of), Provider(prompt_of)
     async with sandbox(first, memoise=True) as mine, sandbox(second, memoise=True) as theirs:
@@ -665,6 +698,7 @@ async def test_i20_identical_prompts_of_two_trees_are_asked_and_paid_by_each() -
     assert (len(first.log), len(second.log)) == (1, 1)
 
 
+@pytest.mark.case("I21")
 async def test_i21_turns_and_what_they_print_are_paid_from_the_same_ledger_and_are_capped() -> None:
     printed = "x" * 10_000
 
@@ -681,6 +715,7 @@ async def test_i21_turns_and_what_they_print_are_paid_from_the_same_ledger_and_a
         assert mine.tree.account.used().tokens == provider.billed_tokens() > 6 * len(printed) // 4
 
 
+@pytest.mark.case("I22")
 async def test_i22_a_reply_in_very_many_pieces_is_one_answer_and_a_few_events() -> None:
     pieces = 20_000
 

@@ -249,6 +249,7 @@ def _a_crash_here_is_charged(world: World) -> None:
     assert world.provider.billed_tokens() <= world.charged_after_recovery()
 
 
+@pytest.mark.case("I12")
 @pytest.mark.parametrize("path", [World.model_call, World.sub_call], ids=["model_call", "sub_call"])
 @pytest.mark.parametrize("error", [InjectedError, asyncio.CancelledError])
 async def test_i12_a_fault_at_any_point_leaves_nothing_held_and_nothing_unpaid(
@@ -279,6 +280,7 @@ async def test_i12_a_fault_at_any_point_leaves_nothing_held_and_nothing_unpaid(
     assert cut_short > 3, "faults before the provider was reached cost nothing"
 
 
+@pytest.mark.case("I12")
 @pytest.mark.parametrize("path", [World.model_call, World.sub_call], ids=["model_call", "sub_call"])
 async def test_i12_a_crash_at_any_point_is_charged_from_what_was_stored(tmp_path: Path, path: Path_) -> None:
     points = Points()
@@ -288,6 +290,7 @@ async def test_i12_a_crash_at_any_point_is_charged_from_what_was_stored(tmp_path
     assert world.charged_after_recovery() == world.provider.billed_tokens()
 
 
+@pytest.mark.case("I12")
 def test_what_was_settled_after_a_crash_is_settled_for_good() -> None:
     run_id = RunId("r" + "0" * 20)
     amounts = Amounts(tokens=700, cost_microusd=9, calls=1)

@@ -54,6 +54,7 @@ async def ask_all(
     return [answer if isinstance(answer, BaseException) else answer.text for answer in answers]
 
 
+@pytest.mark.case("I01")
 async def test_of_64_calls_each_worth_half_the_budget_those_are_served_that_fit(tmp_path: Path) -> None:
     provider = Provider(lambda _: "x" * 10_000, delay_s=0.01)
     limits = RunLimits(max_tokens=2_300, max_concurrency=64)

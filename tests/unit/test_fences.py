@@ -300,6 +300,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.case("J04")
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_j04_a_megabyte_is_read_in_linear_time(attack: str) -> None:
     started_s = time.process_time()

@@ -36,6 +36,7 @@ def test_the_task_holds_question_depth_and_shape() -> None:
     assert told.endswith("Shape of `context`:\none text")
 
 
+@pytest.mark.case("J05")
 def test_braces_and_percent_signs_in_a_question_or_shape_stay_as_they_are() -> None:
     told = prompts.task(HOSTILE, depth=0, context_shape=HOSTILE, levels_below=1)
     assert told.count(HOSTILE) == 2
@@ -67,6 +68,7 @@ def test_no_rest_is_counted_when_all_files_are_named() -> None:
     assert "more" not in shape(is_files=True, files=1, names=[("a.py", 1)])
 
 
+@pytest.mark.case("J05")
 def test_braces_and_percent_signs_in_file_names_stay_as_they_are() -> None:
     assert f"- {HOSTILE} (7 bytes)" in shape(is_files=True, files=1, names=[(HOSTILE, 7)])
 
@@ -88,6 +90,7 @@ def test_output_and_traceback_follow_each_other() -> None:
     assert told == "1\nValueError: x"
 
 
+@pytest.mark.case("J05")
 def test_braces_and_percent_signs_in_output_and_names_stay_as_they_are() -> None:
     told = prompts.cell_report(
         result(CellOutcome.KILLED, output_head=HOSTILE, traceback=HOSTILE, lost_variables=(HOSTILE,))
@@ -164,6 +167,7 @@ def test_a_told_report_says_whose_output_it_is_and_where_it_ends() -> None:
     assert first.split()[-1] == last.split()[-1]
 
 
+@pytest.mark.case("Q03")
 def test_an_output_cannot_pretend_that_it_has_ended() -> None:
     seen = prompts.told_report("2")
     ending = seen.splitlines()[-1]

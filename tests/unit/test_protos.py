@@ -41,6 +41,7 @@ def test_there_are_rpcs_to_look_at() -> None:
     ]
 
 
+@pytest.mark.case("H01", "H02", "H09")
 @pytest.mark.parametrize("method", RPCS, ids=lambda method: method.name)
 def test_no_guest_can_say_who_it_is_or_what_it_may_spend(method: Any) -> None:
     for field in fields_below(method.input_type):

@@ -143,6 +143,7 @@ async def test_a_provider_that_is_back_serves_all_who_waited(trees: Trees) -> No
     assert tree.account.confirmed.tokens == billed_tokens(fake)
 
 
+@pytest.mark.case("I15")
 async def test_i15_the_rate_limits_of_one_run_tree_delay_no_other(trees: Trees) -> None:
     """The stated bound: not one wait of the other's. 100 calls of 50 ms, 16 at once, take 0.35 s alone; here
     a busy machine may make that 5 s, still far from the other's 30."""
@@ -175,6 +176,7 @@ async def test_i15_the_rate_limits_of_one_run_tree_delay_no_other(trees: Trees) 
 # --- Retries and their bills ---------------------------------------------------------------------------
 
 
+@pytest.mark.case("I09")
 @pytest.mark.usefixtures("short_waits")
 async def test_i09_each_attempt_is_charged_once_and_none_is_missing(trees: Trees) -> None:
     plays: list[Play] = [Refuse(500), Drop(), Drop(in_the_middle=True), StreamEnd(), Say("at last")]
@@ -189,6 +191,7 @@ async def test_i09_each_attempt_is_charged_once_and_none_is_missing(trees: Trees
     assert tree.account.unconfirmed.tokens >= billed_tokens(fake) - billed_tokens(fake, "served") > 0
 
 
+@pytest.mark.case("I09")
 @pytest.mark.usefixtures("short_waits")
 @pytest.mark.parametrize("header", ["true", None])
 async def test_i09_attempts_are_limited_in_number_and_nobody_below_us_adds_any(
@@ -203,6 +206,7 @@ async def test_i09_attempts_are_limited_in_number_and_nobody_below_us_adds_any(
     assert charged(tree) == ZERO
 
 
+@pytest.mark.case("I09")
 @pytest.mark.usefixtures("short_waits")
 async def test_i09_a_reply_that_comes_too_late_is_charged_in_full(
     trees: Trees, monkeypatch: pytest.MonkeyPatch
@@ -217,6 +221,7 @@ async def test_i09_a_reply_that_comes_too_late_is_charged_in_full(
     assert tree.account.unconfirmed.tokens >= sum(late.billed.values())
 
 
+@pytest.mark.case("I09")
 async def test_i09_a_retry_after_of_thirty_years_fails_at_once_and_costs_nothing(trees: Trees) -> None:
     async with provider(Refuse(429, "rate_limit_error", headers={"retry-after": "1e9"})) as (client, fake):
         tree = trees(client)
@@ -281,6 +286,7 @@ async def claiming(usage: object) -> AsyncIterator[tuple[GuardedClient, list[str
         await runner.cleanup()
 
 
+@pytest.mark.case("I10")
 @pytest.mark.parametrize(
     "usage",
     [
@@ -316,6 +322,7 @@ async def test_i10_a_bill_that_is_missing_or_absurd_is_the_whole_hold_and_is_not
     assert settled.unconfirmed.cost_microusd > 0
 
 
+@pytest.mark.case("I11")
 async def test_i11_what_is_billed_past_its_hold_is_recorded_apart_and_stops_the_next_call(
     trees: Trees,
 ) -> None:
@@ -331,6 +338,7 @@ async def test_i11_what_is_billed_past_its_hold_is_recorded_apart_and_stops_the_
     assert len(asked) == 1
 
 
+@pytest.mark.case("I17")
 async def test_i17_a_call_is_held_at_the_price_of_the_model_it_names(trees: Trees) -> None:
     cards = {name: catalogue.lookup(name) for name in ("claude-haiku-5-5", "claude-opus-5-5")}
     limits = RunLimits(max_cost_microusd=1_000)
