@@ -15,7 +15,7 @@ from orchestrator.config import Settings
 from orchestrator.contexts.store import ContextStore, StagedContext
 from orchestrator.conversation import Dialect
 from orchestrator.errors import InvalidRequestError
-from orchestrator.ids import LOCAL_TENANT, RunId, new_run_id
+from orchestrator.ids import LOCAL_TENANT, RunId, TenantId, new_run_id
 from orchestrator.limits import RunLimits
 from orchestrator.machine import Machine, open_machine, open_workplace
 from orchestrator.models.choice import HandPrice, Wanted
@@ -30,6 +30,7 @@ from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS, RunResult, RunSpec, Ru
 from orchestrator.shielding import run_shielded
 from orchestrator.store.memory import MemoryRunStore
 from orchestrator.tenants.memory import MemoryTenantAccount
+from orchestrator.tenants.port import TenantAccount
 from orchestrator.trajectory import Tally
 from orchestrator.turn import Outcome
 
@@ -62,6 +63,15 @@ class RunOptions:
     price_output_usd_per_mtok: Decimal | None = None
     window_tokens: int | None = None
     """Of the models priced so; None for 200,000."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tenant:
+    """Who pays for a run tree, and is isolated from all other tenants."""
+
+    tenant_id: TenantId
+    account: TenantAccount
+    """Shared by all of the tenant's run trees."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +134,8 @@ async def run(
     tally = Tally()
     async with open_workplace(settings) as workplace:
         say("staging the context")
-        async with _staged(workplace.contexts, options.context_paths) as context:
+        tenant = Tenant(tenant_id=LOCAL_TENANT, account=MemoryTenantAccount(_NO_QUOTA))
+        async with staged(workplace.contexts, tenant, options.context_paths) as context:
             for note in context.notes:
                 say(note)
             async with (
@@ -133,8 +144,14 @@ async def run(
             ):
                 say("starting a sandbox")
                 run_id = new_run_id()
-                result = await _root_run(
-                    run_id, options, machine, models, context, observers=(tally.add, *observers)
+                result = await root_run(
+                    run_id,
+                    options,
+                    machine=machine,
+                    tenant=tenant,
+                    models=models,
+                    context=context,
+                    observers=(tally.add, *observers),
                 )
             return RunReport(
                 run_id=run_id,
@@ -151,26 +168,43 @@ async def run(
             )
 
 
-async def _root_run(
+async def root_run(
     run_id: RunId,
     options: RunOptions,
+    *,
     machine: Machine,
+    tenant: Tenant,
     models: Mapping[str, Model],
     context: StagedContext,
-    *,
-    observers: Sequence[Observer],
+    observers: Sequence[Observer] = (),
 ) -> RunResult:
+    """One run tree on a machine that may run others at the same time, of this tenant or of another.
+
+    It waits until the machine has room for a chain of its sandboxes. Cancelling it ends it as `cancelled`.
+
+    Args:
+        run_id: Of the root run.
+        options: The question and its limits. What they say of context and models was used for the two below.
+        machine: Where it runs.
+        tenant: Who pays.
+        models: Connected, by name, role and alias; open for as long as the run.
+        context: Staged for this tenant, and kept by the caller for as long as the run.
+        observers: See `Observer`.
+
+    Raises:
+        MachineError: The machine lacks something; only before the first turn.
+    """
     limits = options.limits
-    treasury = Treasury(MemoryTenantAccount(_NO_QUOTA), limit_amounts(limits))
+    treasury = Treasury(tenant.account, limit_amounts(limits))
     calls = ModelCalls(
-        LOCAL_TENANT,
+        tenant.tenant_id,
         treasury,
         max_concurrency=limits.max_concurrency,
         deadline_at_s=time.monotonic() + limits.deadline_s,
     )
     async with machine.slots.admit(limits.max_depth) as slots:
         tree = RunTree(
-            tenant_id=LOCAL_TENANT,
+            tenant_id=tenant.tenant_id,
             limits=limits,
             treasury=treasury,
             models=models,
@@ -199,11 +233,17 @@ async def _root_run(
 
 
 @asynccontextmanager
-async def _staged(contexts: ContextStore, paths: Sequence[Path]) -> AsyncIterator[StagedContext]:
-    """The staged context, for the length of the block. Cancelling stops the staging between two chunks."""
+async def staged(
+    contexts: ContextStore, tenant: Tenant, paths: Sequence[Path]
+) -> AsyncIterator[StagedContext]:
+    """The staged context, for the length of the block. Cancelling stops the staging between two chunks.
+
+    Raises:
+        CallerError: The context cannot be read, or is none.
+    """
     stopped = False
     staging = asyncio.ensure_future(
-        asyncio.to_thread(contexts.stage_paths, LOCAL_TENANT, paths, cancelled=lambda: stopped)
+        asyncio.to_thread(contexts.stage_paths, tenant.tenant_id, paths, cancelled=lambda: stopped)
     )
     try:
         context = await asyncio.shield(staging)
