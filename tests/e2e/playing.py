@@ -109,8 +109,16 @@ def _is_root(request: ModelRequest) -> bool:
 class Player:
     """Plays scripts. There is one to a test."""
 
-    def __init__(self, settings: Settings, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        directory: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        runtime: str = "runc",
+    ) -> None:
         self.settings = settings
+        self._runtime = runtime
         self._directory = directory
         self._monkeypatch = monkeypatch
 
@@ -178,6 +186,7 @@ class Player:
             question=question,
             context_paths=(self.context() if context is None else context,),
             model=SCRIPTED_PREFIX + str(script),
+            runtime=self._runtime,
             limits=RunLimits() if limits is None else limits,
         )
         into.finished = await app.run(options, settings or self.settings, observers=(into.events.append,))

@@ -1,0 +1,35 @@
+"""What every attack in a real container stands on; see `tests/containers.py`.
+
+A test that asks for `runtime`, or for `player`, runs twice: on runc and on runsc. One that is about one of
+them says so: `@pytest.mark.parametrize("runtime", ["runc"])`.
+"""
+
+from pathlib import Path
+
+import pytest
+from docker import DockerClient
+
+from orchestrator.machine import runtimes
+from tests.cases import NO_RUNSC
+from tests.containers import containers_of, engine, image_id, instances_in, player, settings, state_dir
+
+__all__ = ["containers_of", "engine", "image_id", "instances_in", "player", "settings", "state_dir"]
+
+RUNTIMES = ["runc", pytest.param("runsc", marks=pytest.mark.runsc)]
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of this directory that ask for the engine need it."""
+    for item in items:
+        if item.path.is_relative_to(_HERE) and "engine" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.docker)
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest, engine: DockerClient) -> str:
+    """Both runtimes. Where runsc is missing its tests are skipped, and counted as not tested."""
+    name = str(request.param)
+    if name == "runsc" and name not in runtimes(engine):
+        pytest.skip(NO_RUNSC)
+    return name
