@@ -52,11 +52,11 @@ types-and-unit: setup
 
 format-check: setup
 	@echo "check: format"
-	@$(BIN)/ruff format --quiet --check . proto/generate deploy/make-seccomp
+	@$(BIN)/ruff format --quiet --check . proto/generate deploy/make-seccomp sandbox_image/prepare-root
 
 lint: setup
 	@echo "check: lint"
-	@$(BIN)/ruff check --quiet . proto/generate deploy/make-seccomp
+	@$(BIN)/ruff check --quiet . proto/generate deploy/make-seccomp sandbox_image/prepare-root
 
 types: setup
 	@echo "check: types"
@@ -101,8 +101,8 @@ protos: setup ## generate the gRPC code
 	@$(BIN)/python proto/generate
 
 format: setup ## rewrite the code in its format
-	@$(BIN)/ruff format . proto/generate deploy/make-seccomp
-	@$(BIN)/ruff check --fix --quiet . proto/generate deploy/make-seccomp
+	@$(BIN)/ruff format . proto/generate deploy/make-seccomp sandbox_image/prepare-root
+	@$(BIN)/ruff check --fix --quiet . proto/generate deploy/make-seccomp sandbox_image/prepare-root
 
 clean: ## remove what was made here; the engine and its images stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
