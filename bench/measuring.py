@@ -1,4 +1,4 @@
-"""What all benchmarks share: taking turns, percentiles, and keeping results with the machine they came from."""
+"""What benchmarks share: taking turns, percentiles, and keeping results with the machine they came from."""
 
 import json
 import os
