@@ -29,6 +29,43 @@ class CellOutcome(Enum):
         return self in {CellOutcome.OK, CellOutcome.ERROR, CellOutcome.INTERRUPTED}
 
 
+class SandboxLoss(Enum):
+    """Why a whole sandbox went away under its run. `sandbox/endings.py` decides which."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    """The kernel killed its worker, or all of it, for memory."""
+    WORKER_ENDED = "worker_ended"
+    """Its worker ended or closed its stream, and nobody had asked for it."""
+    WORKER_SILENT = "worker_silent"
+    """Its worker neither answered nor ended, so we gave it up."""
+    PROTOCOL_BROKEN = "protocol_broken"
+    """Something in it spoke out of order on the stream, so we ended it."""
+    CONTAINER_GONE = "container_gone"
+    """Somebody else killed or removed its container."""
+    ENGINE_GONE = "engine_gone"
+    """Its stream broke and the container engine does not answer."""
+
+
+class Resource(Enum):
+    """Something of which a sandbox has only so much."""
+
+    MEMORY = "memory"
+    PROCESSES = "processes"
+    TMP_BYTES = "tmp_bytes"
+    TMP_FILES = "tmp_files"
+    SHM_BYTES = "shm_bytes"
+    OPEN_FILES = "open_files"
+
+
+@dataclass(frozen=True, slots=True)
+class UsedUp:
+    """A limit of the sandbox that a cell ran into."""
+
+    resource: Resource
+    limit: int
+    """Bytes or a count; 0 when unknown."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellResult:
     """One cell, run. Text from the guest: hostile, decoded with replacement, capped."""
@@ -52,6 +89,13 @@ class CellResult:
     duration_s: float = 0.0
     guest_s: float = 0.0
     """What the cell clock counted."""
+    passed: "CellLimit | None" = None
+    """The limit of the clock that the cell passed."""
+    used_up: tuple[UsedUp, ...] = ()
+    """Limits of the sandbox that the cell ran into. With MEMORY and a namespace kept, the kernel killed a
+    process that the cell had started."""
+    loss: SandboxLoss | None = None
+    """Why the sandbox went away, with SANDBOX_LOST."""
 
     @property
     def output(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from rlm_proto.v1 import sandbox_pb2 as pb
 
-from orchestrator.cells import CellOutcome, CellResult
+from orchestrator.cells import CellOutcome, CellResult, Resource, UsedUp
 from orchestrator.errors import GuestProtocolError
 from orchestrator.limits import (
     ANSWER_CHUNK_BYTES,
@@ -28,6 +28,14 @@ _LOST = {
     pb.NamespaceLost.CAUSE_EXITED: CellOutcome.EXITED,
     pb.NamespaceLost.CAUSE_SIGNALLED: CellOutcome.SIGNALLED,
     pb.NamespaceLost.CAUSE_OUT_OF_MEMORY: CellOutcome.OUT_OF_MEMORY,
+}
+
+_RESOURCES = {
+    pb.USED_UP_TMP_BYTES: Resource.TMP_BYTES,
+    pb.USED_UP_TMP_FILES: Resource.TMP_FILES,
+    pb.USED_UP_SHM_BYTES: Resource.SHM_BYTES,
+    pb.USED_UP_OPEN_FILES: Resource.OPEN_FILES,
+    pb.USED_UP_PROCESSES: Resource.PROCESSES,
 }
 
 
@@ -165,6 +173,7 @@ class AttachProtocol:
             answer=answer,
             variables=variables,
             lost_variables=lost,
+            used_up=_used_up(ended),
         )
 
 
@@ -197,6 +206,12 @@ def _variables(ended: pb.CellEnded) -> tuple[str, ...]:
     ):
         raise GuestProtocolError("the guest lists too many variables, or too long ones")
     return tuple(_text(name) for name in ended.variables)
+
+
+def _used_up(ended: pb.CellEnded) -> tuple[UsedUp, ...]:
+    if len(ended.used_up) > len(_RESOURCES) or not set(ended.used_up) <= set(_RESOURCES):
+        raise GuestProtocolError("the guest names limits that there are not")
+    return tuple(UsedUp(_RESOURCES[named], 0) for named in dict.fromkeys(ended.used_up))
 
 
 def _text(data: bytes | bytearray) -> str:

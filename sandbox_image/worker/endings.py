@@ -8,6 +8,14 @@ from rlm_proto.v1 import sandbox_pb2
 from sandbox_image.worker import protocol
 from sandbox_image.worker.frames import Frame
 
+_USED_UP = {
+    protocol.TMP_BYTES: sandbox_pb2.USED_UP_TMP_BYTES,
+    protocol.TMP_FILES: sandbox_pb2.USED_UP_TMP_FILES,
+    protocol.SHM_BYTES: sandbox_pb2.USED_UP_SHM_BYTES,
+    protocol.OPEN_FILES: sandbox_pb2.USED_UP_OPEN_FILES,
+    protocol.PROCESSES: sandbox_pb2.USED_UP_PROCESSES,
+}
+
 
 def cell_ended(frame: Frame, cell_id: int, output_bytes: int, interrupted: bool) -> sandbox_pb2.CellEnded:
     """The CellEnded for what the interpreter reported.
@@ -18,7 +26,10 @@ def cell_ended(frame: Frame, cell_id: int, output_bytes: int, interrupted: bool)
         KeyError, TypeError, ValueError: The frame is not what the interpreter sends.
     """
     ended = sandbox_pb2.CellEnded(
-        cell_id=cell_id, output_bytes=output_bytes, variables=_variables(frame.header["variables"])
+        cell_id=cell_id,
+        output_bytes=output_bytes,
+        variables=_variables(frame.header["variables"]),
+        used_up={_USED_UP[name] for name in frame.header["used_up"]},
     )
     outcome = frame.header["outcome"]
     traceback = frame.payload[: protocol.TRACEBACK_BYTES]

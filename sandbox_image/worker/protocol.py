@@ -8,7 +8,7 @@ Control socket, answered by the interpreter's main thread:
     interpreter  {"kind": "leased"}                              the context is open
     worker       {"kind": "cell", "cell_id"}                     payload: the source
     interpreter  {"kind": "answer"}*                             payload: a part of the run's answer
-    interpreter  {"kind": "ended", "outcome", "variables", "answer_bytes"}     payload: the traceback
+    interpreter  {"kind": "ended", "outcome", "variables", "answer_bytes", "used_up"}   payload: the traceback
 
 Call socket, any number of requests at once, each with exactly one reply unless its cell ends first:
 
@@ -30,6 +30,12 @@ ENDED: Final = "ended"
 OUTCOME_OK: Final = "ok"
 OUTCOME_ERROR: Final = "error"
 OUTCOME_INTERRUPTED: Final = "interrupted"
+
+TMP_BYTES: Final = "tmp_bytes"
+TMP_FILES: Final = "tmp_files"
+SHM_BYTES: Final = "shm_bytes"
+OPEN_FILES: Final = "open_files"
+PROCESSES: Final = "processes"
 
 COMPLETE: Final = "complete"
 CHILD_RUN: Final = "child_run"

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 # Fewer switches between the processes when a cell floods its output; what the kernel grants is taken.
 _PIPE_BYTES = 262_144
 
+# The highest there is; the container's own is 500 (orchestrator/sandbox/posture.py).
+_OOM_SCORE = "1000"
+
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
@@ -58,10 +61,24 @@ def spawn_interpreter(hash_seed: int, work_dir: str) -> Spawned:
         ],
         setsid=True,
     )
+    _offer_to_the_oom_killer(pid)
     their_control.close()
     their_calls.close()
     os.close(their_output)
     return Spawned(pid, hash_seed, control, calls, output_fd)
+
+
+def _offer_to_the_oom_killer(pid: int) -> None:
+    """Let the kernel, short of memory, take what cells run before it takes the worker.
+
+    Everything an interpreter starts inherits it. A cell may lower it again, but not below the worker's own.
+    """
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "w") as adjustment:
+            adjustment.write(_OOM_SCORE)
+    except OSError:
+        # gVisor keeps none that counts: there the kernel sees one process only.
+        return
 
 
 def _widen(pipe_fd: int) -> None:

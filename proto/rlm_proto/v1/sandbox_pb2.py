@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arlm_proto/v1/sandbox.proto\x12\x0crlm_proto.v1\"\xc9\x01\n\rAttachRequest\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.rlm_proto.v1.HelloH\x00\x12+\n\x06output\x18\x02 \x01(\x0b\x32\x19.rlm_proto.v1.OutputChunkH\x00\x12+\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x19.rlm_proto.v1.AnswerChunkH\x00\x12-\n\ncell_ended\x18\x04 \x01(\x0b\x32\x17.rlm_proto.v1.CellEndedH\x00\x42\t\n\x07message\"\xde\x01\n\x0e\x41ttachResponse\x12$\n\x05lease\x18\x01 \x01(\x0b\x32\x13.rlm_proto.v1.LeaseH\x00\x12)\n\x08run_cell\x18\x02 \x01(\x0b\x32\x15.rlm_proto.v1.RunCellH\x00\x12\x35\n\x0einterrupt_cell\x18\x03 \x01(\x0b\x32\x1b.rlm_proto.v1.InterruptCellH\x00\x12\x39\n\x10kill_interpreter\x18\x04 \x01(\x0b\x32\x1d.rlm_proto.v1.KillInterpreterH\x00\x42\t\n\x07message\"4\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\thash_seed\x18\x02 \x01(\r\"\xb9\x01\n\x05Lease\x12\x19\n\x11output_head_bytes\x18\x01 \x01(\r\x12\x19\n\x11output_tail_bytes\x18\x02 \x01(\r\x12\x18\n\x10max_answer_bytes\x18\x03 \x01(\x04\x12\x1c\n\x14max_concurrent_calls\x18\x04 \x01(\r\x12\x18\n\x10max_prompt_bytes\x18\x05 \x01(\r\x12\x15\n\rmax_str_bytes\x18\x06 \x01(\x04\x12\x11\n\thash_seed\x18\x07 \x01(\r\"(\n\x07RunCell\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x0c\" \n\rInterruptCell\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\"\"\n\x0fKillInterpreter\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\"<\n\x0bOutputChunk\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\",\n\x0b\x41nswerChunk\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x86\x03\n\tCellEnded\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\x12\x14\n\x0coutput_bytes\x18\x02 \x01(\x04\x12\"\n\x02ok\x18\x03 \x01(\x0b\x32\x14.rlm_proto.v1.CellOkH\x00\x12(\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x17.rlm_proto.v1.CellErrorH\x00\x12\x34\n\x0binterrupted\x18\x05 \x01(\x0b\x32\x1d.rlm_proto.v1.CellInterruptedH\x00\x12\x35\n\x0enamespace_lost\x18\x06 \x01(\x0b\x32\x1b.rlm_proto.v1.NamespaceLostH\x00\x12)\n\x06\x61nswer\x18\x07 \x01(\x0b\x32\x14.rlm_proto.v1.AnswerH\x01\x88\x01\x01\x12\x11\n\tvariables\x18\x08 \x03(\x0c\x12\x33\n\x0blast_output\x18\t \x01(\x0b\x32\x19.rlm_proto.v1.OutputChunkH\x02\x88\x01\x01\x42\t\n\x07outcomeB\t\n\x07_answerB\x0e\n\x0c_last_output\"\x08\n\x06\x43\x65llOk\"\x1e\n\tCellError\x12\x11\n\ttraceback\x18\x01 \x01(\x0c\"$\n\x0f\x43\x65llInterrupted\x12\x11\n\ttraceback\x18\x01 \x01(\x0c\"\xc3\x01\n\rNamespaceLost\x12\x30\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32!.rlm_proto.v1.NamespaceLost.Cause\x12\x0e\n\x06status\x18\x02 \x01(\x05\"p\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43\x41USE_KILLED\x10\x01\x12\x10\n\x0c\x43\x41USE_EXITED\x10\x02\x12\x13\n\x0f\x43\x41USE_SIGNALLED\x10\x03\x12\x17\n\x13\x43\x41USE_OUT_OF_MEMORY\x10\x04\"\x1e\n\x06\x41nswer\x12\x14\n\x0clength_bytes\x18\x01 \x01(\x04\x32Y\n\x0eSandboxService\x12G\n\x06\x41ttach\x12\x1b.rlm_proto.v1.AttachRequest\x1a\x1c.rlm_proto.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arlm_proto/v1/sandbox.proto\x12\x0crlm_proto.v1\"\xc9\x01\n\rAttachRequest\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.rlm_proto.v1.HelloH\x00\x12+\n\x06output\x18\x02 \x01(\x0b\x32\x19.rlm_proto.v1.OutputChunkH\x00\x12+\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x19.rlm_proto.v1.AnswerChunkH\x00\x12-\n\ncell_ended\x18\x04 \x01(\x0b\x32\x17.rlm_proto.v1.CellEndedH\x00\x42\t\n\x07message\"\xde\x01\n\x0e\x41ttachResponse\x12$\n\x05lease\x18\x01 \x01(\x0b\x32\x13.rlm_proto.v1.LeaseH\x00\x12)\n\x08run_cell\x18\x02 \x01(\x0b\x32\x15.rlm_proto.v1.RunCellH\x00\x12\x35\n\x0einterrupt_cell\x18\x03 \x01(\x0b\x32\x1b.rlm_proto.v1.InterruptCellH\x00\x12\x39\n\x10kill_interpreter\x18\x04 \x01(\x0b\x32\x1d.rlm_proto.v1.KillInterpreterH\x00\x42\t\n\x07message\"4\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\thash_seed\x18\x02 \x01(\r\"\xb9\x01\n\x05Lease\x12\x19\n\x11output_head_bytes\x18\x01 \x01(\r\x12\x19\n\x11output_tail_bytes\x18\x02 \x01(\r\x12\x18\n\x10max_answer_bytes\x18\x03 \x01(\x04\x12\x1c\n\x14max_concurrent_calls\x18\x04 \x01(\r\x12\x18\n\x10max_prompt_bytes\x18\x05 \x01(\r\x12\x15\n\rmax_str_bytes\x18\x06 \x01(\x04\x12\x11\n\thash_seed\x18\x07 \x01(\r\"(\n\x07RunCell\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x0c\" \n\rInterruptCell\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\"\"\n\x0fKillInterpreter\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\"<\n\x0bOutputChunk\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\",\n\x0b\x41nswerChunk\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xad\x03\n\tCellEnded\x12\x0f\n\x07\x63\x65ll_id\x18\x01 \x01(\r\x12\x14\n\x0coutput_bytes\x18\x02 \x01(\x04\x12\"\n\x02ok\x18\x03 \x01(\x0b\x32\x14.rlm_proto.v1.CellOkH\x00\x12(\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x17.rlm_proto.v1.CellErrorH\x00\x12\x34\n\x0binterrupted\x18\x05 \x01(\x0b\x32\x1d.rlm_proto.v1.CellInterruptedH\x00\x12\x35\n\x0enamespace_lost\x18\x06 \x01(\x0b\x32\x1b.rlm_proto.v1.NamespaceLostH\x00\x12)\n\x06\x61nswer\x18\x07 \x01(\x0b\x32\x14.rlm_proto.v1.AnswerH\x01\x88\x01\x01\x12\x11\n\tvariables\x18\x08 \x03(\x0c\x12\x33\n\x0blast_output\x18\t \x01(\x0b\x32\x19.rlm_proto.v1.OutputChunkH\x02\x88\x01\x01\x12%\n\x07used_up\x18\n \x03(\x0e\x32\x14.rlm_proto.v1.UsedUpB\t\n\x07outcomeB\t\n\x07_answerB\x0e\n\x0c_last_output\"\x08\n\x06\x43\x65llOk\"\x1e\n\tCellError\x12\x11\n\ttraceback\x18\x01 \x01(\x0c\"$\n\x0f\x43\x65llInterrupted\x12\x11\n\ttraceback\x18\x01 \x01(\x0c\"\xc3\x01\n\rNamespaceLost\x12\x30\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32!.rlm_proto.v1.NamespaceLost.Cause\x12\x0e\n\x06status\x18\x02 \x01(\x05\"p\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43\x41USE_KILLED\x10\x01\x12\x10\n\x0c\x43\x41USE_EXITED\x10\x02\x12\x13\n\x0f\x43\x41USE_SIGNALLED\x10\x03\x12\x17\n\x13\x43\x41USE_OUT_OF_MEMORY\x10\x04\"\x1e\n\x06\x41nswer\x12\x14\n\x0clength_bytes\x18\x01 \x01(\x04*\x95\x01\n\x06UsedUp\x12\x17\n\x13USED_UP_UNSPECIFIED\x10\x00\x12\x15\n\x11USED_UP_TMP_BYTES\x10\x01\x12\x15\n\x11USED_UP_TMP_FILES\x10\x02\x12\x15\n\x11USED_UP_SHM_BYTES\x10\x03\x12\x16\n\x12USED_UP_OPEN_FILES\x10\x04\x12\x15\n\x11USED_UP_PROCESSES\x10\x05\x32Y\n\x0eSandboxService\x12G\n\x06\x41ttach\x12\x1b.rlm_proto.v1.AttachRequest\x1a\x1c.rlm_proto.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlm_proto.v1.sandbox_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_USEDUP']._serialized_start=1678
+  _globals['_USEDUP']._serialized_end=1827
   _globals['_ATTACHREQUEST']._serialized_start=45
   _globals['_ATTACHREQUEST']._serialized_end=246
   _globals['_ATTACHRESPONSE']._serialized_start=249
@@ -50,19 +52,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ANSWERCHUNK']._serialized_start=889
   _globals['_ANSWERCHUNK']._serialized_end=933
   _globals['_CELLENDED']._serialized_start=936
-  _globals['_CELLENDED']._serialized_end=1326
-  _globals['_CELLOK']._serialized_start=1328
-  _globals['_CELLOK']._serialized_end=1336
-  _globals['_CELLERROR']._serialized_start=1338
-  _globals['_CELLERROR']._serialized_end=1368
-  _globals['_CELLINTERRUPTED']._serialized_start=1370
-  _globals['_CELLINTERRUPTED']._serialized_end=1406
-  _globals['_NAMESPACELOST']._serialized_start=1409
-  _globals['_NAMESPACELOST']._serialized_end=1604
-  _globals['_NAMESPACELOST_CAUSE']._serialized_start=1492
-  _globals['_NAMESPACELOST_CAUSE']._serialized_end=1604
-  _globals['_ANSWER']._serialized_start=1606
-  _globals['_ANSWER']._serialized_end=1636
-  _globals['_SANDBOXSERVICE']._serialized_start=1638
-  _globals['_SANDBOXSERVICE']._serialized_end=1727
+  _globals['_CELLENDED']._serialized_end=1365
+  _globals['_CELLOK']._serialized_start=1367
+  _globals['_CELLOK']._serialized_end=1375
+  _globals['_CELLERROR']._serialized_start=1377
+  _globals['_CELLERROR']._serialized_end=1407
+  _globals['_CELLINTERRUPTED']._serialized_start=1409
+  _globals['_CELLINTERRUPTED']._serialized_end=1445
+  _globals['_NAMESPACELOST']._serialized_start=1448
+  _globals['_NAMESPACELOST']._serialized_end=1643
+  _globals['_NAMESPACELOST_CAUSE']._serialized_start=1531
+  _globals['_NAMESPACELOST_CAUSE']._serialized_end=1643
+  _globals['_ANSWER']._serialized_start=1645
+  _globals['_ANSWER']._serialized_end=1675
+  _globals['_SANDBOXSERVICE']._serialized_start=1829
+  _globals['_SANDBOXSERVICE']._serialized_end=1918
 # @@protoc_insertion_point(module_scope)

@@ -24,6 +24,42 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _UsedUp:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsedUpEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsedUp.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USED_UP_UNSPECIFIED: _UsedUp.ValueType  # 0
+    """Never sent."""
+    USED_UP_TMP_BYTES: _UsedUp.ValueType  # 1
+    """Room in /tmp."""
+    USED_UP_TMP_FILES: _UsedUp.ValueType  # 2
+    """The number of files in /tmp."""
+    USED_UP_SHM_BYTES: _UsedUp.ValueType  # 3
+    """Room in /dev/shm."""
+    USED_UP_OPEN_FILES: _UsedUp.ValueType  # 4
+    """Open files of a process."""
+    USED_UP_PROCESSES: _UsedUp.ValueType  # 5
+    """Processes and threads."""
+
+class UsedUp(_UsedUp, metaclass=_UsedUpEnumTypeWrapper):
+    """UsedUp names a limit of the sandbox that a cell ran into."""
+
+USED_UP_UNSPECIFIED: UsedUp.ValueType  # 0
+"""Never sent."""
+USED_UP_TMP_BYTES: UsedUp.ValueType  # 1
+"""Room in /tmp."""
+USED_UP_TMP_FILES: UsedUp.ValueType  # 2
+"""The number of files in /tmp."""
+USED_UP_SHM_BYTES: UsedUp.ValueType  # 3
+"""Room in /dev/shm."""
+USED_UP_OPEN_FILES: UsedUp.ValueType  # 4
+"""Open files of a process."""
+USED_UP_PROCESSES: UsedUp.ValueType  # 5
+"""Processes and threads."""
+Global___UsedUp: _TypeAlias = UsedUp  # noqa: Y015
+
 @_typing.final
 class AttachRequest(_message.Message):
     """AttachRequest is one message from the guest."""
@@ -327,6 +363,7 @@ class CellEnded(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     VARIABLES_FIELD_NUMBER: _builtins.int
     LAST_OUTPUT_FIELD_NUMBER: _builtins.int
+    USED_UP_FIELD_NUMBER: _builtins.int
     cell_id: _builtins.int
     """The cell that was running."""
     output_bytes: _builtins.int
@@ -359,6 +396,12 @@ class CellEnded(_message.Message):
     def last_output(self) -> Global___OutputChunk:
         """The last piece of the cell's output, if it was not sent in an OutputChunk: one message less for a short cell."""
 
+    @_builtins.property
+    def used_up(self) -> _containers.RepeatedScalarFieldContainer[Global___UsedUp.ValueType]:
+        """What the interpreter found used up when an exception ended the cell, each at most once. For the model's
+        information only: what the host can read itself, it does not take from here.
+        """
+
     def __init__(
         self,
         *,
@@ -371,10 +414,11 @@ class CellEnded(_message.Message):
         answer: Global___Answer | None = ...,
         variables: _abc.Iterable[_builtins.bytes] | None = ...,
         last_output: Global___OutputChunk | None = ...,
+        used_up: _abc.Iterable[Global___UsedUp.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "_last_output", b"_last_output", "answer", b"answer", "error", b"error", "interrupted", b"interrupted", "last_output", b"last_output", "namespace_lost", b"namespace_lost", "ok", b"ok", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "_last_output", b"_last_output", "answer", b"answer", "cell_id", b"cell_id", "error", b"error", "interrupted", b"interrupted", "last_output", b"last_output", "namespace_lost", b"namespace_lost", "ok", b"ok", "outcome", b"outcome", "output_bytes", b"output_bytes", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "_last_output", b"_last_output", "answer", b"answer", "cell_id", b"cell_id", "error", b"error", "interrupted", b"interrupted", "last_output", b"last_output", "namespace_lost", b"namespace_lost", "ok", b"ok", "outcome", b"outcome", "output_bytes", b"output_bytes", "used_up", b"used_up", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__answer: _TypeAlias = _typing.Literal["answer"]  # noqa: Y015
     _WhichOneofArgType__answer: _TypeAlias = _typing.Literal["_answer", b"_answer"]  # noqa: Y015

@@ -9,7 +9,7 @@ import inspect
 import linecache
 import operator
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
 
@@ -17,6 +17,7 @@ from sandbox_image.worker import protocol
 from sandbox_image.worker.interpreter.final import RunEnded
 from sandbox_image.worker.interpreter.interrupts import Interrupts
 from sandbox_image.worker.interpreter.tracebacks import current_error, format_error
+from sandbox_image.worker.interpreter.used_up import used_up
 
 _FUTURE_FLAGS: int = functools.reduce(
     operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
@@ -34,6 +35,8 @@ class CellResult:
     traceback: bytes = b""
     exit_code: int = 0
     """What a forked child that ran into the cell's end should exit with."""
+    used_up: list[str] = field(default_factory=list)
+    """Limits it ran into, by their names in `protocol`."""
 
 
 class Compiler:
@@ -120,7 +123,9 @@ class CellRunner:
             return CellResult(protocol.OUTCOME_ERROR, shown, exit_code=code)
         stopped = isinstance(error, KeyboardInterrupt | asyncio.CancelledError) and self._interrupts.fired
         outcome = protocol.OUTCOME_INTERRUPTED if stopped else protocol.OUTCOME_ERROR
-        return CellResult(outcome, format_error(error, trace), exit_code=1)
+        # First: showing the exception runs code of the cell, which may tidy up.
+        limits = used_up(error)
+        return CellResult(outcome, format_error(error, trace), exit_code=1, used_up=limits)
 
     def _run_code(self, code: CodeType) -> None:
         result = eval(code, self._namespace)  # noqa: S307 - running the cell is what this process is for

@@ -92,6 +92,7 @@ class Interpreter:
                 "outcome": result.outcome,
                 "variables": variables[: protocol.VARIABLES_LISTED],
                 "answer_bytes": None if content is None else len(content),
+                "used_up": result.used_up,
             },
             result.traceback,
         )

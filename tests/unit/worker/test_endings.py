@@ -42,7 +42,7 @@ def test_why_an_interpreter_is_gone(
 def test_only_an_interrupt_that_was_sent_counts_as_one(
     outcome: str, interrupted: bool, expected: str
 ) -> None:
-    header = {"outcome": outcome, "variables": ["é" * 99, "\ud800"], "answer_bytes": None}
+    header = {"outcome": outcome, "variables": ["é" * 99, "\ud800"], "answer_bytes": None, "used_up": []}
     ended = endings.cell_ended(Frame(header, b"x" * 20_000), 1, 5, interrupted)
     assert ended.WhichOneof("outcome") == expected
     assert list(ended.variables) == [("é" * 50).encode(), b"?"]
