@@ -8,6 +8,8 @@ Left out and named in the notes: symbolic links, sockets, named pipes, devices, 
 the context store itself. Nothing else is: hidden files, `.git`, build output and binary files are part of a
 directory, and whoever does not want them names other paths. A hard link is a file like any other. Mounted
 file systems below the path are walked into.
+
+A path that is named like an archive is read like a directory (`archives`); an archive found in one is a file.
 """
 
 import errno
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.contexts import archives
 from orchestrator.contexts.manifest import Kind, unique_names
 from orchestrator.contexts.staging import CHUNK_BYTES, BlobWriter, Cancelled, check_cancelled
 from orchestrator.errors import ContextInputError
@@ -87,6 +90,13 @@ class Source:
     resolved: bytes
     """Without symbolic links, at the time of asking."""
     is_directory: bool
+    archive_form: str | None = None
+    """Of an archive; None for a directory, and for a file like any other."""
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether it has files in it."""
+        return self.is_directory or self.archive_form is not None
 
 
 def find_sources(paths: Sequence[Path]) -> list[Source]:
@@ -111,8 +121,8 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
 
 
 def kind_of(sources: Sequence[Source]) -> Kind:
-    """One file is a text; a directory, or several paths, are files."""
-    return "text" if len(sources) == 1 and not sources[0].is_directory else "files"
+    """One file is a text; a directory, an archive, or several paths, are files."""
+    return "text" if len(sources) == 1 and not sources[0].is_tree else "files"
 
 
 def shown(path: bytes) -> str:
@@ -122,7 +132,7 @@ def shown(path: bytes) -> str:
 
 @dataclass(slots=True)
 class Reader:
-    """Reads sources into a blob, in the order of their paths' bytes."""
+    """Reads sources into a blob: directories in the order of their paths' bytes, archives in their own."""
 
     writer: BlobWriter
     notes: Notes
@@ -133,12 +143,16 @@ class Reader:
     max_bytes: int
     _paths: list[bytes] = field(default_factory=list)
     _path_bytes: int = 0
+    _archived: dict[bytes, int] = field(default_factory=dict)
+    """Members of archives that count, by path: the position of each."""
+    _superseded: set[int] = field(default_factory=set)
 
-    def read(self, sources: Sequence[Source]) -> list[str]:
-        """Everything below the sources; the names of the texts, in order.
+    def read(self, sources: Sequence[Source]) -> list[tuple[int, str]]:
+        """Everything below the sources; of each text that counts its position in the blob, and its name.
 
-        One directory's files are named from it on, several paths' files from the innermost directory that
-        holds all of them.
+        They are in the order of their paths' bytes, so that an archive makes the same context as its
+        directory. One directory's files are named from it on, several paths' files from the innermost
+        directory that holds all of them.
 
         Raises:
             ContextInputError: A file cannot be read, there is nothing to read, or too much.
@@ -149,10 +163,13 @@ class Reader:
             self._read_source_file(sources[0], b"")
             if self.writer.length_bytes == 0:
                 raise ContextInputError(f"{shown(sources[0].typed)} is empty")
-            return [""]
-        for source, name in sorted(_named(sources), key=lambda pair: pair[1] + b"/" * pair[0].is_directory):
-            if source.is_directory:
-                self._read_tree(source, name + b"/" if name else b"")
+            return [(0, "")]
+        for source, name in sorted(_named(sources), key=lambda pair: pair[1] + b"/" * pair[0].is_tree):
+            prefix = name + b"/" if name else b""
+            if source.archive_form is not None:
+                self._read_archive(source, source.archive_form, prefix)
+            elif source.is_directory:
+                self._read_tree(source, prefix)
             else:
                 self._read_source_file(source, name)
         asked_for = ", ".join(shown(source.typed) for source in sources[:3]) + ", …" * (len(sources) > 3)
@@ -160,29 +177,61 @@ class Reader:
             raise ContextInputError(f"there is no regular file in {asked_for}")
         if self.writer.length_bytes == 0:
             raise ContextInputError(f"all files in {asked_for} are empty")
-        return self._names()
+        return self._named_texts()
 
     def place_of(self, position: int) -> str:
         """The path of a text that was read, for a sentence."""
         return shown(self._paths[position])
 
-    def _names(self) -> list[str]:
-        names = unique_names(self._paths)
-        for path, name in zip(self._paths, names, strict=True):
+    def _named_texts(self) -> list[tuple[int, str]]:
+        positions: Sequence[int] = range(len(self._paths))
+        if self._archived:
+            counting = (position for position in positions if position not in self._superseded)
+            positions = sorted(counting, key=self._paths.__getitem__)
+        paths = [self._paths[position] for position in positions]
+        names = unique_names(paths)
+        for path, name in zip(paths, names, strict=True):
             # Seen on the cheap: a name that is longer than its bytes has escapes in it.
             if len(name) > len(path) or name.encode() != path:
                 self.notes.add(f"a file name is not UTF-8; it is called {shown(name.encode())}")
-        return names
+        return list(zip(positions, names, strict=True))
 
     def _read_source_file(self, source: Source, name: bytes) -> None:
-        try:
-            fd = os.open(source.resolved, _FILE_FLAGS)
-        except OSError as error:
-            raise _unreadable(source.typed, error) from error
+        fd = _open_source_file(source)
         with _closing_fd(fd):
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ContextInputError(f"{shown(source.typed)} is no longer a regular file")
             self._read_file(fd, name or source.typed)
+
+    def _read_archive(self, source: Source, form: str, prefix: bytes) -> None:
+        fd = _open_source_file(source)
+        with (
+            _closing_fd(fd),
+            closing(
+                archives.read(fd, form, shown=shown(source.typed), cancelled=self.cancelled)
+            ) as everything,
+        ):
+            is_open = False
+            for said in everything:
+                if isinstance(said, bytes):
+                    self._write(said)
+                    continue
+                if is_open:
+                    self.writer.end()
+                is_open = isinstance(said, archives.File)
+                path = prefix + said.name
+                if isinstance(said, archives.LeftOut):
+                    self._skip(path, said.what)
+                else:
+                    self._begin_member(path)
+            if is_open:
+                self.writer.end()
+
+    def _begin_member(self, path: bytes) -> None:
+        earlier = self._archived.get(path)
+        if earlier is not None:
+            self._superseded.add(earlier)
+            self.notes.add(f"{shown(path)} is in the archive more than once; the last one counts")
+        self._archived[path] = self.writer.texts
+        self._begin(path)
 
     def _read_tree(self, source: Source, prefix: bytes) -> None:
         try:
@@ -203,7 +252,7 @@ class Reader:
                     else:
                         self._skip(path, _KINDS.get(stat.S_IFMT(mode), "no regular file any more"))
 
-    def _read_file(self, fd: int, path: bytes) -> None:
+    def _begin(self, path: bytes) -> None:
         self._path_bytes += len(path)
         if self.writer.texts >= self.max_files or self._path_bytes > MAX_PATH_BYTES:
             raise ContextInputError(
@@ -211,6 +260,14 @@ class Reader:
             )
         self._paths.append(path)
         self.writer.begin()
+
+    def _write(self, chunk: bytes) -> None:
+        self.writer.write(chunk)
+        if self.writer.length_bytes > self.max_bytes:
+            raise ContextInputError(f"the context has more than {self.max_bytes:,} bytes")
+
+    def _read_file(self, fd: int, path: bytes) -> None:
+        self._begin(path)
         while True:
             check_cancelled(self.cancelled)
             try:
@@ -219,9 +276,7 @@ class Reader:
                 raise _unreadable(path, error) from error
             if not chunk:
                 break
-            self.writer.write(chunk)
-            if self.writer.length_bytes > self.max_bytes:
-                raise ContextInputError(f"the context has more than {self.max_bytes:,} bytes")
+            self._write(chunk)
         self.writer.end()
 
     def _walk(self, root: int, prefix: bytes) -> Generator[tuple[int, str, bytes]]:
@@ -342,7 +397,20 @@ def _find(typed: bytes) -> Source:
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         what = _KINDS.get(stat.S_IFMT(mode), "something else")
         raise ContextInputError(f"{shown(typed)} is {what}, not a file or directory")
-    return Source(typed, resolved, stat.S_ISDIR(mode))
+    is_directory = stat.S_ISDIR(mode)
+    form = None if is_directory else archives.form_of(typed) or archives.form_of(resolved)
+    return Source(typed, resolved, is_directory, form)
+
+
+def _open_source_file(source: Source) -> int:
+    try:
+        fd = os.open(source.resolved, _FILE_FLAGS)
+    except OSError as error:
+        raise _unreadable(source.typed, error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ContextInputError(f"{shown(source.typed)} is no longer a regular file")
+    return fd
 
 
 def _named(sources: Sequence[Source]) -> list[tuple[Source, bytes]]:

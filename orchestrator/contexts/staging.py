@@ -89,11 +89,12 @@ class BlobWriter:
         self._entries.append(Entry(self._path, self._length_bytes - measured.length_bytes, measured))
         self._text = None
 
-    def seal(self, names: Sequence[str] | None = None) -> Manifest:
+    def seal(self, named: Sequence[tuple[int, str]] | None = None) -> Manifest:
         """Closes the file, which is now whole and readable by anyone who can reach it.
 
         Args:
-            names: Of the texts, in their order, when `begin` was not given the last word.
+            named: When `begin` was not given the last word: of each text that counts its position in the
+                order of writing, and its name.
         """
         try:
             self._file.flush()
@@ -102,8 +103,8 @@ class BlobWriter:
         except OSError as error:
             raise cannot_write(error) from error
         entries = tuple(self._entries)
-        if names is not None:
-            entries = tuple(entry._replace(path=name) for entry, name in zip(entries, names, strict=True))
+        if named is not None:
+            entries = tuple(entries[position]._replace(path=name) for position, name in named)
         sha256 = entries[0].sha256 if self._kind == "text" else self._digest.hexdigest()
         return Manifest(self._kind, entries, self._length_bytes, sha256)
 

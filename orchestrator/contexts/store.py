@@ -100,7 +100,7 @@ class ContextStore:
     def stage_paths(
         self, tenant: TenantId, paths: Sequence[Path], *, cancelled: Cancelled = never
     ) -> StagedContext:
-        """A context of the host's files: one regular file is a text, a directory or several paths are files.
+        """A context of the host's files: one file is a text; a directory, archive or several paths are files.
 
         What is read, what is left out and how files are named is said in `ingest`.
 
@@ -121,8 +121,7 @@ class ContextStore:
                 max_files=MAX_CONTEXT_FILES,
                 max_bytes=MAX_CONTEXT_BYTES,
             )
-            names = reader.read(sources)
-            manifest = writer.seal(names)
+            manifest = writer.seal(reader.read(sources))
             if writer.first_replaced is not None:
                 position, byte = writer.first_replaced
                 notes.add(_replaced_note(manifest, byte, reader.place_of(position)))
