@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -27,6 +27,7 @@ from orchestrator.runs.recorder import Observer
 from orchestrator.runs.run import run_to_end
 from orchestrator.runs.treasury import Treasury
 from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS, RunResult, RunSpec, RunTree, limit_amounts
+from orchestrator.sandbox.runtimes import runtime_for
 from orchestrator.shielding import run_shielded
 from orchestrator.store.memory import MemoryRunStore
 from orchestrator.tenants.memory import MemoryTenantAccount
@@ -54,7 +55,8 @@ class RunOptions:
     """Of any server that speaks the Anthropic Messages API; empty for Anthropic's own."""
     dialect: Dialect = Dialect.TOOLS
     """How the models of all runs ask for cells."""
-    runtime: str = "runc"
+    runtime: str | None = None
+    """`runc` or `runsc`; None for gVisor where the settings hold the tenant to it, and else runc."""
     memoise: bool = False
     """Ask identical sub-calls (same model, prompt and options) once and pay them once."""
     limits: RunLimits = field(default_factory=RunLimits)
@@ -132,6 +134,7 @@ async def run(
         raise InvalidRequestError("the question is empty")
     started_s = time.monotonic()
     tally = Tally()
+    runtime = runtime_for(LOCAL_TENANT, options.runtime, held_to_gvisor=settings.runsc_tenants)
     async with open_workplace(settings) as workplace:
         say("staging the context")
         tenant = Tenant(tenant_id=LOCAL_TENANT, account=MemoryTenantAccount(_NO_QUOTA))
@@ -140,8 +143,10 @@ async def run(
                 say(note)
             async with (
                 open_models(_wanted(options), settings, base_url=options.base_url) as models,
-                open_machine(settings, workplace, runtime=options.runtime) as machine,
+                open_machine(settings, workplace, runtime=runtime) as machine,
             ):
+                for warning in _warnings(machine, settings):
+                    say(warning)
                 say("starting a sandbox")
                 run_id = new_run_id()
                 result = await root_run(
@@ -192,8 +197,10 @@ async def root_run(
         observers: See `Observer`.
 
     Raises:
+        InvalidRequestError: The tenant may not have this runtime.
         MachineError: The machine lacks something; only before the first turn.
     """
+    runtime = runtime_for(tenant.tenant_id, options.runtime, held_to_gvisor=machine.held_to_gvisor)
     limits = options.limits
     treasury = Treasury(tenant.account, limit_amounts(limits))
     calls = ModelCalls(
@@ -214,7 +221,7 @@ async def root_run(
             contexts=machine.contexts,
             store=MemoryRunStore(),
             observers=observers,
-            runtime=options.runtime,
+            runtime=runtime,
             dialect=options.dialect,
             memo=Memo() if options.memoise else None,
         )
@@ -269,6 +276,18 @@ def _whole_context(tally: Tally, context_bytes: int, card: ModelCard) -> WholeCo
         cost_microusd=card.cost_microusd(Usage(input=tokens)),
         fits_window=tokens <= card.window_tokens,
     )
+
+
+def _warnings(machine: Machine, settings: Settings) -> Iterator[str]:
+    """What whoever starts a run on this machine should know, a line each. `rlm doctor` says all of it."""
+    for objection in machine.objections:
+        if objection.name.endswith(" version"):
+            yield f"warning: {objection.name}: {objection.detail}"
+    if settings.debug_switches:
+        yield (
+            f"warning: {', '.join(settings.debug_switches)} may write what models and cells say to this"
+            " terminal, control characters included"
+        )
 
 
 def _wanted(options: RunOptions) -> Wanted:

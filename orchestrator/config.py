@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.errors import InvalidRequestError
 from orchestrator.models.platforms import Bedrock, Foundry, Platform, Vertex
+from orchestrator.sandbox.runtimes import EVERYBODY
 
 _PREFIX = "RLM_"
 _KNOWN = {
@@ -18,7 +19,18 @@ _KNOWN = {
     "RLM_PRICES_FILE",
     "RLM_MODELS_ALLOWED",
     "RLM_PROVIDER",
+    "RLM_RUNSC_TENANTS",
+    "RLM_KNOWN_BAD_VERSIONS",
 }
+_DEBUG_SWITCHES = {
+    "GRPC_TRACE": re.compile(r".+"),
+    "GRPC_VERBOSITY": re.compile(r"(?i)debug|info"),
+    "ANTHROPIC_LOG": re.compile(r".+"),
+    "PYTHONASYNCIODEBUG": re.compile(r".+"),
+    "PYTHONDEVMODE": re.compile(r".+"),
+}
+"""Variables of other programs that make our process write down what guests and models say."""
+_TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # These become part of an address.
 _HOST_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 
@@ -62,6 +74,15 @@ class Settings:
     """RLM_PRICES_FILE: prices and sizes of models, and aliases, over those that we ship."""
     models_allowed: Sequence[str] = ()
     """RLM_MODELS_ALLOWED, separated by commas: no run uses another model. Empty for any."""
+    runsc_tenants: frozenset[str] = frozenset()
+    """RLM_RUNSC_TENANTS, ids separated by commas or `*` for everybody: their runs have gVisor or none. The
+    tenant of the command line is `local`."""
+    refuse_known_bad_versions: bool = False
+    """RLM_KNOWN_BAD_VERSIONS, `warn` or `refuse`: what a known hole in engine, runtime, kernel or library
+    does. A warning is the default, because a distribution's number often hides what it mended."""
+    debug_switches: Sequence[str] = ()
+    """Names of variables that make libraries write down what guests and models say; `rlm doctor` and each
+    run tell of them."""
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -85,6 +106,11 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         platform=_platform(environment),
         prices_file=Path(environment["RLM_PRICES_FILE"]) if environment.get("RLM_PRICES_FILE") else None,
         models_allowed=_listed(environment.get("RLM_MODELS_ALLOWED", "")),
+        runsc_tenants=_tenants(environment, "RLM_RUNSC_TENANTS"),
+        refuse_known_bad_versions=_refuses(environment, "RLM_KNOWN_BAD_VERSIONS"),
+        debug_switches=tuple(
+            name for name, on in _DEBUG_SWITCHES.items() if on.fullmatch(environment.get(name, ""))
+        ),
     )
 
 
@@ -127,6 +153,22 @@ def _host_part(environment: Mapping[str, str], name: str) -> str:
             f" a name of letters, digits and hyphens, not {value!r}"
         )
     return value
+
+
+def _tenants(environment: Mapping[str, str], name: str) -> frozenset[str]:
+    # A slip of the finger here would leave a tenant without its wall, so nothing is skipped.
+    tenants = frozenset(_listed(environment.get(name, "")))
+    odd = sorted(tenant for tenant in tenants if tenant != EVERYBODY and not _TENANT_ID.fullmatch(tenant))
+    if odd:
+        raise InvalidRequestError(f"{name} must list ids of tenants, or *, not {odd[0]!r}")
+    return tenants
+
+
+def _refuses(environment: Mapping[str, str], name: str) -> bool:
+    text = environment.get(name, "")
+    if text not in {"", "warn", "refuse"}:
+        raise InvalidRequestError(f"{name} must be warn or refuse, not {text!r}")
+    return text == "refuse"
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -1,22 +1,26 @@
 """What this machine offers to runs: a container engine, the sandbox image, runtimes, a state directory."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from docker import DockerClient
 from docker.errors import APIError
 
 from orchestrator.config import SandboxSettings, Settings
 from orchestrator.contexts.store import ContextStore
-from orchestrator.errors import EngineError
+from orchestrator.engine import LookedAt, fit_engine
+from orchestrator.errors import EngineError, MachineError
 from orchestrator.runs.admission import SandboxSlots
 from orchestrator.sandbox import image
-from orchestrator.sandbox.docker_driver import DockerDriver, connect_engine, containers_by_instance
+from orchestrator.sandbox.docker_driver import DockerDriver, containers_by_instance
 from orchestrator.sandbox.instance import Instance, claim_instance, dead_instances, forget_instance
 from orchestrator.sandbox.lease import SandboxLeases
 from orchestrator.sandbox.posture import Resources
+from orchestrator.sandbox.preflight import Objection, sentence, state_dir_objection
 from orchestrator.shielding import run_shielded
 
 _MIB = 1024 * 1024
@@ -37,6 +41,10 @@ class Machine:
     contexts: ContextStore
     leases: SandboxLeases
     slots: SandboxSlots
+    held_to_gvisor: frozenset[str] = frozenset()
+    """Ids of tenants, or `*`: see `sandbox.runtimes`."""
+    objections: Sequence[Objection] = ()
+    """What speaks against sandboxes on it without refusing them."""
 
 
 @asynccontextmanager
@@ -46,6 +54,7 @@ async def open_workplace(settings: Settings) -> AsyncIterator[Workplace]:
     Raises:
         MachineError: The state directory cannot be used.
     """
+    _check_state_dir(settings.state_dir)
     with claim_instance(settings.state_dir) as instance:
         contexts = ContextStore(instance.contexts_dir)
         try:
@@ -61,10 +70,12 @@ async def open_machine(settings: Settings, workplace: Workplace, *, runtime: str
     What a killed orchestrator left behind is removed first.
 
     Raises:
-        EngineError: No engine answers, or it lacks the runtime.
+        EngineError: No engine answers, or it lacks the runtime or another part of the wall: see
+            `engine.fit_engine`.
         ImageMissingError: The sandbox image has to be built.
     """
-    client, pinned_image_id = await asyncio.to_thread(_connect, settings, runtime)
+    engine, pinned_image_id = await asyncio.to_thread(_connect, settings, runtime)
+    client = engine.client
     driver = DockerDriver(
         client.api,
         image_id=pinned_image_id,
@@ -77,6 +88,8 @@ async def open_machine(settings: Settings, workplace: Workplace, *, runtime: str
             contexts=workplace.contexts,
             leases=SandboxLeases(workplace.instance, driver, memory_bytes=settings.sandbox.memory_mib * _MIB),
             slots=SandboxSlots(settings.max_sandboxes),
+            held_to_gvisor=settings.runsc_tenants,
+            objections=engine.objections,
         )
     finally:
         await run_shielded(driver.aclose())
@@ -130,12 +143,24 @@ def image_id(client: DockerClient, settings: Settings) -> str:
     return image.pinned(client, settings.image) if settings.image else image.find(client)
 
 
-def _connect(settings: Settings, runtime: str) -> tuple[DockerClient, str]:
-    client = connect_engine()
-    known = runtimes(client)
-    if runtime not in known:
-        raise EngineError(
-            f"the container engine has no runtime {runtime!r}; it has {', '.join(sorted(known))}. "
-            "deploy/setup-host registers runsc where it is packaged"
-        )
-    return client, image_id(client, settings)
+def _connect(settings: Settings, runtime: str) -> tuple[LookedAt, str]:
+    engine = fit_engine(settings, runtime=runtime)
+    try:
+        return engine, image_id(engine.client, settings)
+    except BaseException:
+        engine.client.close()
+        raise
+
+
+def _check_state_dir(path: Path) -> None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return  # claim_instance makes it, for us alone
+    except OSError as error:
+        raise MachineError(f"the state directory {str(path)!r} cannot be used ({error.strerror})") from error
+    objection = state_dir_objection(
+        str(path), mode=found.st_mode, owner_uid=found.st_uid, own_uid=os.geteuid()
+    )
+    if objection is not None:
+        raise MachineError(sentence([objection]))

@@ -115,7 +115,10 @@ def run(
     dialect: Annotated[
         Dialect, typer.Option(help="How models ask for cells; fences for those without tool use.")
     ] = Dialect.TOOLS,
-    runtime: Annotated[Runtime, typer.Option(help="runsc is gVisor.")] = Runtime.RUNC,
+    runtime: Annotated[
+        Runtime | None,
+        typer.Option(help="runsc is gVisor; runc unless the settings hold this tenant to gVisor."),
+    ] = None,
     memoise: Annotated[bool, typer.Option("--memoise", help="Ask identical sub-calls once.")] = False,
     price_input: Annotated[
         Decimal | None,
@@ -173,7 +176,7 @@ def run(
             allow_models=tuple(allow_model or ()),
             base_url=base_url,
             dialect=dialect,
-            runtime=runtime.value,
+            runtime=runtime.value if runtime else None,
             memoise=memoise,
             limits=limits,
             price_input_usd_per_mtok=price_input,
@@ -205,6 +208,47 @@ def image_build() -> None:
     from orchestrator.cli import image as command  # noqa: PLC0415 - docker
 
     raise typer.Exit(command.build(settings))
+
+
+@image.command("save")
+def image_save(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="- for standard output.")],
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the sandbox image into FILE, for a machine without a registry."""
+    settings = _settings()
+    from orchestrator.cli import image as command  # noqa: PLC0415 - docker
+
+    raise typer.Exit(command.save(settings, file, force=force))
+
+
+@image.command("load")
+def image_load(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="As `save` wrote it; - for standard input.")],
+    *,
+    expected_id: Annotated[
+        str, typer.Option("--id", metavar="sha256:...", help="The id that `save` told; another is refused.")
+    ] = "",
+) -> None:
+    """Give the engine the sandbox image in FILE, if it is whole and of the present sources."""
+    _settings()
+    from orchestrator.cli import image as command  # noqa: PLC0415 - docker
+
+    raise typer.Exit(command.load(file, expected_id=expected_id))
+
+
+@image.command("show")
+def image_show(
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="The engine's image unless given.")] = "",
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+) -> None:
+    """Print what the sandbox image is and what it holds: packages, wheels, hashes."""
+    settings = _settings()
+    from orchestrator.cli import image as command  # noqa: PLC0415 - docker
+
+    raise typer.Exit(command.show(settings, file, as_json=as_json))
 
 
 @image.callback()

@@ -18,6 +18,7 @@ from requests.exceptions import RequestException
 from orchestrator.errors import EngineError, SandboxStartError
 from orchestrator.ids import InstanceId, SandboxId
 from orchestrator.limits import ENGINE_CALL_S, ENGINE_STARTS_AT_ONCE
+from orchestrator.sandbox import recheck
 from orchestrator.sandbox.port import Ending, SandboxSpec
 from orchestrator.sandbox.posture import LABEL_INSTANCE, Resources, create_arguments
 from orchestrator.shielding import run_shielded
@@ -72,8 +73,11 @@ class DockerDriver:
         body = create_arguments(spec, self._resources, image=self._image_id, instance_id=self._instance_id)
         name = _name(spec.sandbox_id)
         try:
-            await self._ask(lambda: self._create(body, name))
+            created = await self._ask(lambda: self._create(body, name))
             await self._ask(lambda: self._client.start(name))
+            # 2 ms, in which the worker starts anyway.
+            inspected = await self._ask(lambda: self._client.inspect_container(name))
+            recheck.check(body, created, inspected, runtime=spec.runtime)
         except EngineError:
             await self.destroy(spec.sandbox_id)
             raise
@@ -81,10 +85,10 @@ class DockerDriver:
             await self.destroy(spec.sandbox_id)
             raise SandboxStartError(f"the engine could not start a sandbox: {error.explanation}") from error
 
-    def _create(self, body: dict[str, object], name: str) -> None:
+    def _create(self, body: dict[str, object], name: str) -> object:
         # Not `create_container`: that one adds proxy settings of the user's Docker configuration, credentials
         # included, to the environment.
-        self._client.create_container_from_config(body, name)  # type: ignore[no-untyped-call]
+        return self._client.create_container_from_config(body, name)  # type: ignore[no-untyped-call]
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         """See `SandboxDriver.destroy`."""

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from orchestrator.sandbox.known_bad import Component, Hole, open_holes
-from orchestrator.sandbox.preflight import GVISOR, HostFacts
+from orchestrator.sandbox.preflight import HostFacts
+from orchestrator.sandbox.runtimes import GVISOR
 
 _PACKAGES = {"runc": "runc", "containerd": "containerd", "engine": "docker.io", "runsc": "runsc"}
 """Debian's, and Ubuntu's, by component."""

@@ -6,7 +6,7 @@ Rules. They live in this file and nowhere else:
    Linux engine; the runtime that was asked for, under exactly this name. No setting allows it anyway.
 2. An engine that is asked over a network in the clear refuses: who listens is root on its machine.
 3. A state directory that another user may change refuses.
-4. A version with a known hole warns, or refuses under the policy `refuse`. One whose number says nothing
+4. A version with a known hole warns, or refuses where the settings say so. One whose number says nothing
    warns.
 5. What weakens the wall without opening it warns, once, by name.
 6. What is not known counts as missing.
@@ -16,24 +16,13 @@ Pure: no I/O, no clock.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from orchestrator.sandbox.engine_facts import EngineFacts
 from orchestrator.sandbox.known_bad import Component, Hole, is_readable, open_holes
+from orchestrator.sandbox.runtimes import RUNTIMES
 from orchestrator.visible import visible_line
 
-RUNC = "runc"
-GVISOR = "runsc"
-RUNTIMES = (RUNC, GVISOR)
-
 _MAX_WORD_CHARS = 200
-
-
-class VersionPolicy(Enum):
-    """What a version with a known hole does."""
-
-    WARN = "warn"
-    REFUSE = "refuse"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +86,8 @@ def objections(
     engine: EngineFacts,
     host: HostFacts | None,
     *,
-    policy: VersionPolicy,
     holes: Iterable[Hole],
+    refuse_known_bad: bool,
     runtime: str | None = None,
 ) -> tuple[Objection, ...]:
     """Everything that speaks against sandboxes on this engine, what refuses first.
@@ -106,8 +95,8 @@ def objections(
     Args:
         engine: What the engine says of itself.
         host: What its host says; None when the engine is elsewhere.
-        policy: What a version with a known hole does.
         holes: The table of versions.
+        refuse_known_bad: Whether a version with a known hole refuses, or warns.
         runtime: Judge the versions of what this one needs; None for those of all.
     """
     components = [
@@ -117,7 +106,7 @@ def objections(
     ]
     found = [
         *_of_engine(engine),
-        *_of_versions(components, policy, tuple(holes)),
+        *_of_versions(components, tuple(holes), refuse_known_bad),
         *_of_wall(engine),
         *(_of_host(host) if host else ()),
     ]
@@ -211,7 +200,7 @@ def _of_engine(engine: EngineFacts) -> Iterator[Objection]:
 
 
 def _of_versions(
-    components: Iterable[Component], policy: VersionPolicy, holes: Sequence[Hole]
+    components: Iterable[Component], holes: Sequence[Hole], refuse_known_bad: bool
 ) -> Iterator[Objection]:
     for component in components:
         shown = visible_line(component.version, _MAX_WORD_CHARS)
@@ -221,7 +210,7 @@ def _of_versions(
             good = "; ".join(" or ".join(hole.fixed) or f"a release of {hole.release}" for hole in found)
             yield Objection(
                 name=f"{component.name} version",
-                refuses=policy is VersionPolicy.REFUSE,
+                refuses=refuse_known_bad,
                 detail=f"{component.name} {shown} has known holes ({cves}):"
                 f" {'; '.join(hole.what for hole in found)}",
                 what_to_do=f"update it (good from {good} on; a distribution's package says in its changelog"
@@ -229,11 +218,10 @@ def _of_versions(
             )
         elif not is_readable(component) and any(hole.component == component.name for hole in holes):
             yield Objection(
-                name=f"{component.name} version",
+                name=f"{component.name} number",
                 refuses=False,
-                detail=f"{component.name} {shown}: the number does not tell what has been mended".replace(
-                    "  ", " "
-                ),
+                detail=f"what {component.name} calls its version ({shown or 'nothing'}) does not tell what"
+                " has been mended",
                 what_to_do="see to it that the distribution's security updates are installed",
             )
 

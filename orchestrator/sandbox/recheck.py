@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import EngineError
-from orchestrator.sandbox.preflight import GVISOR
+from orchestrator.sandbox.runtimes import GVISOR
 from orchestrator.visible import visible_line
 
 _MAX_WORD_CHARS = 160

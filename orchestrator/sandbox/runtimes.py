@@ -9,8 +9,10 @@ from collections.abc import Set
 
 from orchestrator.errors import InvalidRequestError
 from orchestrator.ids import TenantId
-from orchestrator.sandbox.preflight import GVISOR, RUNC, RUNTIMES
 
+RUNC = "runc"
+GVISOR = "runsc"
+RUNTIMES = (RUNC, GVISOR)
 EVERYBODY = "*"
 
 
