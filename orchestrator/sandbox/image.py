@@ -11,6 +11,7 @@ folder by hand with the files of `requirements.txt` is all that a machine withou
 import hashlib
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,9 @@ _REGISTRY_DEADLINE_S = 15.0
 _BUILD_SILENCE_S = 600
 _BOOTSTRAP_DEADLINE_S = 1_200.0
 _DOWNLOAD_DEADLINE_S = 600.0
+
+# Whole: an engine would take the first digits for any image that begins with them.
+_PINNED = re.compile(r"([^\s@]+@)?sha256:[0-9a-f]{64}")
 
 Say = Callable[[str], None]
 
@@ -92,10 +96,10 @@ def find(client: docker.DockerClient) -> str:
         EngineError: The engine does not answer.
     """
     source = source_hash(sources())
-    found = _image_id(client, source)
+    found = built_id(client, source)
     if found is not None:
         return found
-    with _engine_errors("look for the sandbox image"):
+    with engine_errors("look for the sandbox image"):
         stale = bool(client.images.list(name=REPOSITORY))
     state = "was built from other sources than these" if stale else "has not been built"
     raise ImageMissingError(f"the sandbox image {state}: run `rlm image build`")
@@ -109,9 +113,11 @@ def pinned(client: docker.DockerClient, reference: str) -> str:
         ImageMissingError: The engine does not have it.
         EngineError: The engine does not answer.
     """
-    if "sha256:" not in reference:
-        raise InvalidRequestError(f"RLM_IMAGE must be an image id or digest (sha256:...), not {reference!r}")
-    with _engine_errors("look for the sandbox image"):
+    if not _PINNED.fullmatch(reference):
+        raise InvalidRequestError(
+            f"RLM_IMAGE must be an image id or digest (sha256: and 64 hexadecimal digits), not {reference!r}"
+        )
+    with engine_errors("look for the sandbox image"):
         try:
             return str(client.images.get(reference).id)
         except ImageNotFound as error:
@@ -136,10 +142,10 @@ def build(client: docker.DockerClient, *, wheelhouse: Path, say: Say) -> str:
     """
     files = sources()
     source = source_hash(files)
-    found = _image_id(client, source)
+    found = built_id(client, source)
     if found is not None:
         say(f"image: {tag(source)} is there already")
-        _tag_as_latest(client, source)
+        tag_as_latest(client, source)
         return found
     base = _ensure_base(client, files["bootstrap-base"], say)
     with tempfile.TemporaryDirectory(prefix="rlm-image-") as folder:
@@ -148,10 +154,10 @@ def build(client: docker.DockerClient, *, wheelhouse: Path, say: Say) -> str:
         _collect_wheels(client, context, wheelhouse, say)
         say(f"image: building {tag(source)} without network")
         _build_context(client, context, base, source, say)
-    built = _image_id(client, source)
+    built = built_id(client, source)
     if built is None:
         raise EngineError(f"the engine reported a finished build, but has no image {tag(source)}")
-    _tag_as_latest(client, source)
+    tag_as_latest(client, source)
     say(f"image: {tag(source)} is built ({built})")
     return built
 
@@ -176,8 +182,13 @@ def _package(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _image_id(client: docker.DockerClient, source: str) -> str | None:
-    with _engine_errors("look for the sandbox image"):
+def built_id(client: docker.DockerClient, source: str) -> str | None:
+    """The id of the image with that source hash; None if the engine has none.
+
+    Raises:
+        EngineError: The engine does not answer.
+    """
+    with engine_errors("look for the sandbox image"):
         try:
             image = client.images.get(tag(source))
         except ImageNotFound:
@@ -190,7 +201,7 @@ def _ensure_base(client: docker.DockerClient, recipe: bytes, say: Say) -> str:
     """The name of the local base image: there already, or pulled, or made on this machine."""
     version = hashlib.sha256(recipe).hexdigest()[:12]
     base = f"{BASE_REPOSITORY}:{version}"
-    with _engine_errors("look for the base image"):
+    with engine_errors("look for the base image"):
         try:
             client.images.get(base)
         except ImageNotFound:
@@ -207,7 +218,7 @@ def _ensure_base(client: docker.DockerClient, recipe: bytes, say: Say) -> str:
 
 
 def _pull(client: docker.DockerClient, name: str, base: str) -> None:
-    with _time_out(client, _REGISTRY_DEADLINE_S):
+    with time_out(client, _REGISTRY_DEADLINE_S):
         client.images.get_registry_data(name)
     # A registry answers. From here on the client library sets no time-out, and progress takes what it takes.
     repository, version = name.rsplit(":", 1)
@@ -226,7 +237,7 @@ def _bootstrap(client: docker.DockerClient, recipe: bytes, base: str, say: Say) 
             )
         say("image: importing the base image")
         repository, version = base.split(":")
-        with _engine_errors("import the base image"):
+        with engine_errors("import the base image"):
             client.api.import_image_from_file(str(rootfs), repository=repository, tag=version)
             # The import's answer reads the same when it failed.
             client.images.get(base)
@@ -234,7 +245,7 @@ def _bootstrap(client: docker.DockerClient, recipe: bytes, base: str, say: Say) 
 
 def _collect_wheels(client: docker.DockerClient, context: Path, wheelhouse: Path, say: Say) -> None:
     """Puts the pinned wheels for the engine's machine into the build context, hashes checked."""
-    with _engine_errors("ask for its architecture"):
+    with engine_errors("ask for its architecture"):
         architecture = client.version()["Arch"]
     platform = _WHEEL_PLATFORMS.get(architecture)
     if platform is None:
@@ -264,7 +275,7 @@ def _collect_wheels(client: docker.DockerClient, context: Path, wheelhouse: Path
 
 def _build_context(client: docker.DockerClient, context: Path, base: str, source: str, say: Say) -> None:
     last_lines: deque[str] = deque(maxlen=5)
-    with _engine_errors("build the sandbox image"):
+    with engine_errors("build the sandbox image"):
         steps = client.api.build(
             path=str(context),
             tag=tag(source),
@@ -286,9 +297,9 @@ def _build_context(client: docker.DockerClient, context: Path, base: str, source
                 raise EngineError(f"the build of the sandbox image failed: {step['error']} ({output})")
 
 
-def _tag_as_latest(client: docker.DockerClient, source: str) -> None:
+def tag_as_latest(client: docker.DockerClient, source: str) -> None:
     """For people; this program pins image ids."""
-    with _engine_errors("tag the sandbox image"):
+    with engine_errors("tag the sandbox image"):
         client.images.get(tag(source)).tag(REPOSITORY, "latest")
 
 
@@ -322,7 +333,8 @@ def _run(command: list[str], *, deadline_s: float, say: Say = lambda _: None) ->
 
 
 @contextmanager
-def _engine_errors(what: str) -> Iterator[None]:
+def engine_errors(what: str) -> Iterator[None]:
+    """Every way in which an engine can fail is an `EngineError` that says what it could not do."""
     try:
         yield
     except (DockerException, RequestException) as error:
@@ -330,7 +342,7 @@ def _engine_errors(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _time_out(client: docker.DockerClient, silence_s: float) -> Iterator[None]:
+def time_out(client: docker.DockerClient, silence_s: float) -> Iterator[None]:
     """Another time-out for the block, of the calls in which the client library respects it."""
     api: Any = client.api
     before = api.timeout
