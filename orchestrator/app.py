@@ -20,6 +20,7 @@ from orchestrator.limits import RunLimits
 from orchestrator.machine import Machine, open_machine, open_workplace
 from orchestrator.models.choice import HandPrice, Wanted
 from orchestrator.models.port import Model
+from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.pricing import ModelCard, Usage
 from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
@@ -51,8 +52,6 @@ class RunOptions:
     """For sub-calls and child runs; empty for `model`."""
     allow_models: Sequence[str] = ()
     """Models that cells may name besides, each `MODEL` or `NAME=MODEL`."""
-    base_url: str = ""
-    """Of any server that speaks the Anthropic Messages API; empty for Anthropic's own."""
     dialect: Dialect = Dialect.TOOLS
     """How the models of all runs ask for cells."""
     runtime: str | None = None
@@ -112,6 +111,7 @@ async def run(
     options: RunOptions,
     settings: Settings,
     *,
+    provider: ProviderProcess | None = None,
     observers: Sequence[Observer] = (),
     say: Callable[[str], None] = lambda _line: None,
 ) -> RunReport:
@@ -123,6 +123,7 @@ async def run(
     Args:
         options: The question and its limits.
         settings: The process's settings.
+        provider: Has the provider's credentials; None for a run of scripted models alone. It serves one run.
         observers: See `Observer`.
         say: Told what is being waited for, one line at a time.
 
@@ -142,7 +143,7 @@ async def run(
             for note in context.notes:
                 say(note)
             async with (
-                open_models(_wanted(options), settings, base_url=options.base_url) as models,
+                open_models(_wanted(options), settings, provider) as models,
                 open_machine(settings, workplace, runtime=runtime) as machine,
             ):
                 for warning in _warnings(machine, settings):
@@ -282,7 +283,7 @@ def _warnings(machine: Machine, settings: Settings) -> Iterator[str]:
     """What whoever starts a run on this machine should know, a line each. `rlm doctor` says all of it."""
     for objection in machine.objections:
         if objection.name.endswith(" version"):
-            yield f"warning: {objection.name}: {objection.detail}"
+            yield f"warning: {objection.detail}; `rlm doctor` says what to do"
     if settings.debug_switches:
         yield (
             f"warning: {', '.join(settings.debug_switches)} may write what models and cells say to this"

@@ -2,109 +2,144 @@
 
 import asyncio
 import statistics
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from enum import Enum
 
 from orchestrator.access import check_address, provider_url
-from orchestrator.cells import CellClock, CellOutcome
 from orchestrator.config import Settings
-from orchestrator.errors import EngineError, OrchestratorError
+from orchestrator.engine import LookedAt, look_at_engine
+from orchestrator.errors import EngineError, MachineError, OrchestratorError
 from orchestrator.ids import LOCAL_TENANT
-from orchestrator.machine import image_id, open_machine, open_workplace, runtimes
-from orchestrator.sandbox.docker_driver import connect_engine
+from orchestrator.machine import check_state_dir, image_id
+from orchestrator.runtime_probe import probe_runtime
+from orchestrator.sandbox.engine_facts import EngineFacts
+from orchestrator.sandbox.preflight import Objection, runtime_objection
+from orchestrator.sandbox.runtimes import EVERYBODY, RUNTIMES, runtime_for
 
-RUNTIMES = ("runc", "runsc")
-_PROBE_S = 60.0
 _PROBE_CELLS = 200
-_CELL = "x = globals().get('x', 0) + 1; print(x)"
+
+
+class Level(Enum):
+    """How good or bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """A run works; something about it is weaker than it could be."""
+    FAILURE = "failure"
+    """No run works, or none may be started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """One thing that was looked at. Its words may come from an engine: hostile text."""
 
     name: str
-    ok: bool
+    level: Level
     detail: str
     what_to_do: str = ""
 
 
 async def doctor(settings: Settings) -> AsyncIterator[Check]:
     """Look at everything a run needs; each finding as it comes."""
-    try:
-        client = await asyncio.to_thread(connect_engine)
-        version = (await asyncio.to_thread(client.version))["Version"]
-        known = await asyncio.to_thread(runtimes, client)
-    except EngineError as error:
-        yield Check("engine", False, str(error), "start Docker, or run deploy/setup-host as root")
-        return
-    yield Check("engine", True, f"Docker {version}")
-    try:
-        found = await asyncio.to_thread(image_id, client, settings)
-    except OrchestratorError as error:
-        mend = (
-            "unset RLM_IMAGE, or name an image that is there" if settings.image else "run `rlm image build`"
+    yield _check_state_dir(settings)
+    tenants = _check_tenants(settings)
+    if tenants is not None:
+        yield tenants
+    if settings.debug_switches:
+        yield Check(
+            "debug switches",
+            Level.WARNING,
+            f"{', '.join(settings.debug_switches)}: libraries write down what models and cells say",
+            "unset them",
         )
-        yield Check("image", False, str(error), mend)
+    try:
+        engine = await asyncio.to_thread(look_at_engine, settings)
+    except EngineError as error:
+        mend = "start Docker, or run deploy/setup-host as root"
+        yield Check("engine", Level.FAILURE, str(error), mend)
     else:
-        yield Check("image", True, found)
-        for runtime in RUNTIMES:
-            yield await _probe_runtime(settings, runtime, known=runtime in known)
+        with closing(engine.client):
+            async for check in _engine_and_what_it_has(settings, engine):
+                yield check
     yield _check_key(settings)
     yield await _check_provider(settings)
 
 
-async def _probe_runtime(settings: Settings, runtime: str, *, known: bool) -> Check:
+async def _engine_and_what_it_has(settings: Settings, engine: LookedAt) -> AsyncIterator[Check]:
+    yield Check("engine", Level.OK, _described(engine.facts))
+    for check in _wall(engine.objections):
+        yield check
+    try:
+        found = await asyncio.to_thread(image_id, engine.client, settings)
+    except OrchestratorError as error:
+        mend = (
+            "unset RLM_IMAGE, or name an image that is there" if settings.image else "run `rlm image build`"
+        )
+        yield Check("image", Level.FAILURE, str(error), mend)
+        return
+    yield Check("image", Level.OK, found)
+    for runtime in RUNTIMES:
+        yield await _check_runtime(settings, runtime, engine)
+
+
+def _described(facts: EngineFacts) -> str:
+    parts = ", ".join(f"{one.name} {one.version or 'of unknown version'}" for one in facts.components[1:])
+    security = ", ".join(sorted(facts.security)) or "no security options"
+    return f"Docker {facts.version}, {parts}, cgroup v{facts.cgroup_version}, {security}"
+
+
+def _wall(objections: Sequence[Objection]) -> Iterator[Check]:
+    if not any(objection.refuses for objection in objections):
+        yield Check("wall", Level.OK, "the engine has all that a sandbox is refused without")
+    for objection in objections:
+        level = Level.FAILURE if objection.refuses else Level.WARNING
+        yield Check(objection.name, level, objection.described, objection.what_to_do)
+
+
+async def _check_runtime(settings: Settings, runtime: str, engine: LookedAt) -> Check:
     """Start a real sandbox on the runtime and run cells in it."""
     name = f"runtime {runtime}"
-    needed = runtime == RUNTIMES[0]
-    if not known:
-        return Check(name, not needed, "not registered with the engine", "run deploy/setup-host as root")
+    needed = runtime == runtime_for(LOCAL_TENANT, None, held_to_gvisor=settings.runsc_tenants)
+    bad = Level.FAILURE if needed else Level.WARNING
+    missing = runtime_objection(runtime, engine.facts)
+    if missing is not None:
+        return Check(name, bad, f"not offered: {missing.detail}", missing.what_to_do)
+    probe = await probe_runtime(settings, runtime, cells=_PROBE_CELLS)
+    if not probe.works:
+        return Check(name, bad, f"not offered: {probe.why_not}", "docs/runtimes.md says what it needs")
+    p50_ms = statistics.median(probe.cells_s) * 1e3
+    p99_ms = statistics.quantiles(probe.cells_s, n=100)[98] * 1e3
+    detail = (
+        f"sandbox ready in {probe.start_s:.2f} s, cell round trip p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms"
+    )
+    return Check(name, Level.OK, f"{detail} over {len(probe.cells_s)} cells")
+
+
+def _check_state_dir(settings: Settings) -> Check:
     try:
-        async with asyncio.timeout(_PROBE_S):
-            start_s, cells_s = await _measure(settings, runtime)
-    except (OrchestratorError, TimeoutError) as error:
-        return Check(name, not needed, f"a sandbox does not work on it: {error or 'no answer'}")
-    p50_ms, p99_ms = statistics.median(cells_s) * 1e3, statistics.quantiles(cells_s, n=100)[98] * 1e3
-    detail = f"sandbox ready in {start_s:.2f} s, cell round trip p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms"
-    return Check(name, True, f"{detail} over {len(cells_s)} cells")
+        check_state_dir(settings.state_dir)
+    except MachineError as error:
+        return Check("state directory", Level.FAILURE, str(error))
+    return Check("state directory", Level.OK, str(settings.state_dir))
 
 
-async def _measure(settings: Settings, runtime: str) -> tuple[float, list[float]]:
-    async with open_workplace(settings) as workplace:
-        context = workplace.contexts.stage_text(LOCAL_TENANT, b"probe\n")
-        async with (
-            open_machine(settings, workplace, runtime=runtime) as machine,
-            machine.leases.open(
-                lambda directory: workplace.contexts.link_into(context, directory),
-                runtime=runtime,
-                guest_services=(),
-                max_concurrent_calls=1,
-            ) as sandbox,
-        ):
-            cells_s: list[float] = []
-            for _ in range(_PROBE_CELLS):
-                clock = CellClock(
-                    started_s=time.monotonic(), cell_timeout_s=10.0, cell_cpu_s=10.0, cell_ceiling_s=10.0
-                )
-                result = await sandbox.run_cell(_CELL, clock)
-                if result.outcome is not CellOutcome.OK:
-                    raise EngineError(f"a trivial cell ended as {result.outcome.value}")
-                cells_s.append(result.duration_s)
-            return sandbox.wait_s, cells_s
+def _check_tenants(settings: Settings) -> Check | None:
+    if not settings.runsc_tenants:
+        return None
+    held = "everybody" if EVERYBODY in settings.runsc_tenants else ", ".join(sorted(settings.runsc_tenants))
+    return Check("tenants", Level.OK, f"held to gVisor: {held}")
 
 
 def _check_key(settings: Settings) -> Check:
     if settings.platform:
-        return Check(
-            "key", True, f"{type(settings.platform).__name__}: credentials are looked for with the first call"
-        )
+        detail = f"{type(settings.platform).__name__}: credentials are looked for with the first call"
+        return Check("key", Level.OK, detail)
     if settings.api_key:
-        return Check("key", True, "ANTHROPIC_API_KEY is set")
-    return Check(
-        "key", False, "no key", "set ANTHROPIC_API_KEY, or name a server of your own with --base-url"
-    )
+        return Check("key", Level.OK, "ANTHROPIC_API_KEY is set")
+    mend = "set ANTHROPIC_API_KEY, or name a server of your own with --base-url"
+    return Check("key", Level.FAILURE, "no key", mend)
 
 
 async def _check_provider(settings: Settings) -> Check:
@@ -112,5 +147,6 @@ async def _check_provider(settings: Settings) -> Check:
     try:
         await check_address(url)
     except OrchestratorError as error:
-        return Check("provider", False, str(error), "check the network, or name a server with --base-url")
-    return Check("provider", True, f"{url} answers")
+        mend = "check the network, or name a server with --base-url"
+        return Check("provider", Level.FAILURE, str(error), mend)
+    return Check("provider", Level.OK, f"{url} answers")

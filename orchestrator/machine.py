@@ -54,7 +54,7 @@ async def open_workplace(settings: Settings) -> AsyncIterator[Workplace]:
     Raises:
         MachineError: The state directory cannot be used.
     """
-    _check_state_dir(settings.state_dir)
+    check_state_dir(settings.state_dir)
     with claim_instance(settings.state_dir) as instance:
         contexts = ContextStore(instance.contexts_dir)
         try:
@@ -152,7 +152,12 @@ def _connect(settings: Settings, runtime: str) -> tuple[LookedAt, str]:
         raise
 
 
-def _check_state_dir(path: Path) -> None:
+def check_state_dir(path: Path) -> None:
+    """Raise unless the state directory is ours alone to change, or still to be made.
+
+    Raises:
+        MachineError: It is not.
+    """
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -7,7 +7,9 @@ from orchestrator.cli import exits, signals
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.json_line import json_line
 from orchestrator.config import Settings
-from orchestrator.doctor import Check
+from orchestrator.doctor import Check, Level
+
+_WORDS = {Level.OK: "ok  ", Level.WARNING: "warn", Level.FAILURE: "FAIL"}
 
 
 def doctor(settings: Settings, *, as_json: bool) -> Exit:
@@ -17,7 +19,7 @@ def doctor(settings: Settings, *, as_json: bool) -> Exit:
     except signals.StoppedError:
         exits.tell("rlm: stopped")
         return Exit.NO_ANSWER
-    well = all(check.ok for check in checks)
+    well = not any(check.level is Level.FAILURE for check in checks)
     if as_json:
         exits.put(json_line({"ok": well, "checks": [_plain(check) for check in checks]}))
     return Exit.DONE if well else Exit.MACHINE
@@ -25,7 +27,7 @@ def doctor(settings: Settings, *, as_json: bool) -> Exit:
 
 def lines(check: Check) -> str:
     """A check for people: what was found, and below it what to do."""
-    text = f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<14}  {check.detail}"
+    text = f"{_WORDS[check.level]}  {check.name:<14}  {check.detail}"
     return f"{text}\n{'':22}→ {check.what_to_do}" if check.what_to_do else text
 
 
@@ -41,7 +43,8 @@ async def _looked_at(settings: Settings, as_json: bool) -> list[Check]:
 def _plain(check: Check) -> dict[str, object]:
     return {
         "name": check.name,
-        "ok": check.ok,
+        "ok": check.level is not Level.FAILURE,
+        "level": check.level.value,
         "detail": check.detail,
         "what_to_do": check.what_to_do or None,
     }

@@ -48,7 +48,15 @@ class Objection:
     """Two or three words, stable: a program may look for it."""
     refuses: bool
     detail: str
+    """What was found."""
     what_to_do: str
+    danger: str = ""
+    """What it would let happen."""
+
+    @property
+    def described(self) -> str:
+        """Finding and danger."""
+        return f"{self.detail}: {self.danger}" if self.danger else self.detail
 
 
 _CONTROLS = {
@@ -167,7 +175,7 @@ def state_dir_objection(path: str, *, mode: int, owner_uid: int, own_uid: int) -
 
 def sentence(refusing: Iterable[Objection]) -> str:
     """One sentence for each objection: what is wrong, and what to do."""
-    return "; ".join(f"{one.name}: {one.detail} ({one.what_to_do})" for one in refusing)
+    return "; ".join(f"{one.name}: {one.described} ({one.what_to_do})" for one in refusing)
 
 
 def _of_engine(engine: EngineFacts) -> Iterator[Objection]:
@@ -182,19 +190,25 @@ def _of_engine(engine: EngineFacts) -> Iterator[Objection]:
         yield Objection(
             name="seccomp",
             refuses=True,
-            detail="the engine cannot filter system calls: a cell would have all of the kernel before it",
+            detail="the engine cannot filter system calls",
+            danger="a cell would have all of the kernel before it",
             what_to_do="use a kernel with CONFIG_SECCOMP_FILTER and an engine built with seccomp",
         )
     for control, (name, danger, what_to_do) in _CONTROLS.items():
         if control not in engine.controls:
             yield Objection(
-                name=name, refuses=True, detail=f"the engine cannot set it: {danger}", what_to_do=what_to_do
+                name=name,
+                refuses=True,
+                detail="the engine cannot set it",
+                danger=danger,
+                what_to_do=what_to_do,
             )
     if engine.cgroup_driver == "none":
         yield Objection(
             name="cgroup driver",
             refuses=True,
-            detail="the engine has none: none of its limits would bind",
+            detail="the engine has none",
+            danger="none of its limits would bind",
             what_to_do="a rootless engine needs cgroup v2 and systemd; or run the engine as root",
         )
 
@@ -206,13 +220,13 @@ def _of_versions(
         shown = visible_line(component.version, _MAX_WORD_CHARS)
         found = open_holes(component, holes)
         if found:
-            cves = ", ".join(cve for hole in found for cve in hole.cves) or "no fixes of its later releases"
+            cves = ", ".join(cve for hole in found for cve in hole.cves)
             good = "; ".join(" or ".join(hole.fixed) or f"a release of {hole.release}" for hole in found)
             yield Objection(
                 name=f"{component.name} version",
                 refuses=refuse_known_bad,
-                detail=f"{component.name} {shown} has known holes ({cves}):"
-                f" {'; '.join(hole.what for hole in found)}",
+                detail=f"{component.name} {shown} {f'has known holes ({cves})' if cves else 'is out of date'}",
+                danger="; ".join(hole.what for hole in found),
                 what_to_do=f"update it (good from {good} on; a distribution's package says in its changelog"
                 " what it mends)",
             )
@@ -231,7 +245,8 @@ def _of_wall(engine: EngineFacts) -> Iterator[Objection]:
         yield Objection(
             name="mandatory access control",
             refuses=False,
-            detail="neither AppArmor nor SELinux confines containers: one layer less",
+            detail="neither AppArmor nor SELinux confines containers",
+            danger="one layer less",
             what_to_do="enable the one that the distribution ships",
         )
 
@@ -243,27 +258,31 @@ def _of_host(host: HostFacts) -> Iterator[Objection]:
         yield Objection(
             name="core dumps",
             refuses=False,
-            detail=f"a crash in a cell starts {handler} on the host, as root, and hands it the cell's memory",
+            detail=f"the kernel pipes core dumps to {handler}",
+            danger="a crash in a cell starts it on the host, as root, with the cell's memory as input",
             what_to_do="sysctl kernel.core_pattern=core",
         )
     if host.same_page_merging:
         yield Objection(
             name="page merging",
             refuses=False,
-            detail="KSM runs: one sandbox can find out by timing what is in another's memory",
+            detail="the kernel merges equal pages (KSM)",
+            danger="one sandbox can find out by timing what is in another's memory",
             what_to_do="echo 0 > /sys/kernel/mm/ksm/run",
         )
     if host.unprivileged_bpf:
         yield Objection(
             name="unprivileged bpf",
             refuses=False,
-            detail="every user may load BPF programs; in a sandbox only the seccomp profile stands before it",
+            detail="every user may load BPF programs",
+            danger="in a sandbox only the seccomp profile stands before it",
             what_to_do="sysctl kernel.unprivileged_bpf_disabled=1",
         )
-    if host.open_files < _LEAST_OPEN_FILES:
+    if 0 <= host.open_files < _LEAST_OPEN_FILES:
         yield Objection(
             name="open files",
             refuses=False,
-            detail=f"this process may have {host.open_files} descriptors: many sandboxes at once need more",
+            detail=f"this process may have {host.open_files} descriptors",
+            danger="many sandboxes at once need more",
             what_to_do=f"ulimit -n {_LEAST_OPEN_FILES}",
         )
