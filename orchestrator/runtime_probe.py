@@ -1,7 +1,7 @@
 """Whether a runtime works on this machine: shown by a real sandbox on it, or not at all.
 
-A runtime is offered only when its probe came through. The probe makes a sandbox as a run does, with all that a
-run's sandbox is refused for, runs cells in it, and looks from inside at which kernel answers. It has a
+A runtime is offered only when its probe came through. The probe makes a sandbox as a run does, with all that
+a run's sandbox is refused for, runs cells in it, and looks from inside at which kernel answers. It has a
 deadline, because a runtime can be registered, and start containers that never run.
 """
 

@@ -221,11 +221,12 @@ def _of_versions(
         found = open_holes(component, holes)
         if found:
             cves = ", ".join(cve for hole in found for cve in hole.cves)
+            state = f"has known holes ({cves})" if cves else "is out of date"
             good = "; ".join(" or ".join(hole.fixed) or f"a release of {hole.release}" for hole in found)
             yield Objection(
                 name=f"{component.name} version",
                 refuses=refuse_known_bad,
-                detail=f"{component.name} {shown} {f'has known holes ({cves})' if cves else 'is out of date'}",
+                detail=f"{component.name} {shown} {state}",
                 danger="; ".join(hole.what for hole in found),
                 what_to_do=f"update it (good from {good} on; a distribution's package says in its changelog"
                 " what it mends)",
