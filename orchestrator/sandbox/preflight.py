@@ -183,7 +183,7 @@ def _of_engine(engine: EngineFacts) -> Iterator[Objection]:
         yield Objection(
             name="engine system",
             refuses=True,
-            detail=f"its containers are of {visible_line(engine.system, 40) or "an unknown system"}, not of linux",
+            detail=f"its containers are of {visible_line(engine.system, 40) or 'no known system'}, not of linux",
             what_to_do="use an engine with Linux containers",
         )
     if "seccomp" not in engine.security:
