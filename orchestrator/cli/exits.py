@@ -44,8 +44,8 @@ def tell(text: str, *, max_chars: int = MAX_LINE_CHARS) -> None:
 
 
 def tell_block(text: str) -> None:
-    """Lines on stderr as they are."""
-    _write(sys.stderr, visible(text))
+    """Lines on stderr. Those behind the first are set in, so that no text can forge a line of ours."""
+    _write(sys.stderr, visible(text.rstrip("\n").replace("\n", "\n    ")))
 
 
 def complain(error: OrchestratorError) -> None:

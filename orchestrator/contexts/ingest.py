@@ -36,6 +36,7 @@ _SHOWN_CHARS = 300
 # Non-blocking: opening a pipe that nobody writes to would wait for ever. No controlling terminal either.
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _DIRECTORY_FLAGS = _FILE_FLAGS | os.O_DIRECTORY
+_STEP_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -234,10 +235,7 @@ class Reader:
         self._begin(path)
 
     def _read_tree(self, source: Source, prefix: bytes) -> None:
-        try:
-            fd = os.open(source.resolved, _DIRECTORY_FLAGS)
-        except OSError as error:
-            raise _unreadable(source.typed, error) from error
+        fd = _open_source(source, _DIRECTORY_FLAGS)
         with closing(self._walk(fd, prefix)) as files:
             for directory, name, path in files:
                 try:
@@ -403,14 +401,26 @@ def _find(typed: bytes) -> Source:
 
 
 def _open_source_file(source: Source) -> int:
-    try:
-        fd = os.open(source.resolved, _FILE_FLAGS)
-    except OSError as error:
-        raise _unreadable(source.typed, error) from error
+    fd = _open_source(source, _FILE_FLAGS)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise ContextInputError(f"{shown(source.typed)} is no longer a regular file")
     return fd
+
+
+def _open_source(source: Source, flags: int) -> int:
+    """Step by step: a directory on the way that became a link since the path was resolved is not followed."""
+    *way, name = source.resolved.split(b"/")[1:]
+    try:
+        here = os.open("/", _STEP_FLAGS)
+        try:
+            for step in way:
+                here = _replace_fd(here, os.open(step, _STEP_FLAGS, dir_fd=here))
+            return os.open(name or b".", flags, dir_fd=here)
+        finally:
+            os.close(here)
+    except OSError as error:
+        raise _unreadable(source.typed, error) from error
 
 
 def _named(sources: Sequence[Source]) -> list[tuple[Source, bytes]]:

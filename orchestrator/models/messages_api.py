@@ -7,6 +7,7 @@ none otherwise: nobody sends its prefix again, and a write costs a quarter more.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -31,6 +32,8 @@ _TOOL: Json = {
 _CACHED = {"type": "ephemeral"}
 _CACHED_USER_TURNS = 2
 _MOST_TOKENS = 100_000_000
+_MOST_LEVELS = 100
+"""Of JSON inside JSON. No honest reply has ten, and what nests to Python's limit can't be written again."""
 
 
 # --- Request -------------------------------------------------------------------------------------------
@@ -203,13 +206,43 @@ class MessageAssembler:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON whose texts can be sent on: lone surrogates, which JSON can spell, become `?`.
+    """JSON that can be sent on: lone surrogates, which JSON can spell, become `?`.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: It is no JSON, holds a number that JSON has no word for, or nests too deep.
     """
-    value = json.loads(text)
+    try:
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if _is_too_deep(value):
+        raise ValueError("nested too deep")
     return json.loads(_sendable(json.dumps(value, ensure_ascii=False))) if _spells_surrogates(text) else value
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number too large to be sent back")
+    return number
+
+
+def _is_too_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            part
+            for outer in level
+            if isinstance(outer, dict | list)
+            for part in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _spells_surrogates(text: str | bytes) -> bool:

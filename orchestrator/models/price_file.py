@@ -17,6 +17,9 @@ from orchestrator.pricing import ModelCard, Tier
 
 MOST_USD_PER_MTOK = 1_000_000
 _MOST_TOKENS = 1_000_000_000
+_MOST_CHARS = 256 * 1024
+_MOST_LINE_CHARS = 1_000
+"""The library takes minutes for a key of fifty thousand parts. No honest line has a fifth of this."""
 _MICROUSD = 1_000_000
 _PRICES = ("input", "output", "cache_read", "cache_write")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -41,7 +44,8 @@ def read(path: Path) -> PriceList:
         return parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidRequestError(f"the price file {path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    # TOMLDecodeError is one, and so is what Python says of a number with more digits than it reads.
+    except ValueError as error:
         raise InvalidRequestError(f"the price file {path} is no TOML: {error}") from error
     except InvalidRequestError as error:
         raise InvalidRequestError(f"the price file {path}: {error}") from error
@@ -52,10 +56,17 @@ def parse(text: str) -> PriceList:
 
     Raises:
         InvalidRequestError: It has a mistake.
-        TOMLDecodeError: It is no TOML.
+        ValueError: It is no TOML.
     """
+    if len(text) > _MOST_CHARS or any(len(line) > _MOST_LINE_CHARS for line in text.splitlines()):
+        raise InvalidRequestError(
+            f"it has more than {_MOST_CHARS:,} characters, or a line of more than {_MOST_LINE_CHARS:,}"
+        )
     # Decimal, because 0.1 is not a binary fraction and money is not approximate.
-    content = tomllib.loads(text, parse_float=Decimal)
+    try:
+        content = tomllib.loads(text, parse_float=Decimal)
+    except RecursionError:
+        raise InvalidRequestError("it nests too deep") from None
     _only(content, {"as_of", "source", "model", "aliases"}, "the file")
     entries = content.get("model", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

@@ -1,7 +1,7 @@
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -146,6 +146,7 @@ def test_a_directory_of_empty_files_is_refused(stage: Stage, tmp_path: Path) -> 
         stage(tmp_path / "bare")
 
 
+@pytest.mark.case("B04")
 def test_a_device_or_a_pipe_as_the_context_is_refused_without_being_opened(stage: Stage, tree: Path) -> None:
     os.mkfifo(tree / "pipe")
 
@@ -211,6 +212,7 @@ def test_more_files_or_bytes_than_a_context_may_have_are_refused(
         stage(tree / "file")
 
 
+@pytest.mark.case("B13")
 def test_a_name_in_an_error_cannot_act_on_a_terminal(stage: Stage, tree: Path) -> None:
     with pytest.raises(ContextInputError) as caught:
         stage(tree / "\x1b[2J\n")
@@ -222,6 +224,7 @@ def test_a_name_in_an_error_cannot_act_on_a_terminal(stage: Stage, tree: Path) -
 # --- Hostile trees -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.case("B04")
 def test_links_sockets_pipes_are_left_out_and_named(stage: Stage, tree: Path, tmp_path: Path) -> None:
     (tree / "link").symlink_to(tmp_path / "canary")
     (tree / "relative").symlink_to("../canary")
@@ -245,6 +248,7 @@ def test_links_sockets_pipes_are_left_out_and_named(stage: Stage, tree: Path, tm
     ]
 
 
+@pytest.mark.case("B04")
 def test_a_device_in_the_tree_is_left_out(stage: Stage, tree: Path) -> None:
     try:
         os.mknod(tree / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
@@ -262,12 +266,14 @@ def test_the_given_path_itself_may_be_a_link(stage: Stage, tree: Path, tmp_path:
     assert stage(tmp_path / "typed-file").manifest.kind == "text"
 
 
+@pytest.mark.case("B04")
 def test_a_hard_link_is_a_file_like_any_other(stage: Stage, tree: Path) -> None:
     os.link(tree / "file", tree / "same")
 
     assert _names(stage(tree)) == ["file", "same"]
 
 
+@pytest.mark.case("B04", "B15")
 @pytest.mark.parametrize("swapped_for", ["link", "pipe", "directory", "nothing"])
 def test_a_file_swapped_after_the_listing_is_left_out(
     stage: Stage, tree: Path, tmp_path: Path, swapped_for: str
@@ -293,6 +299,7 @@ def test_a_file_swapped_after_the_listing_is_left_out(
     assert [note.startswith("'victim' was left out: it is") for note in context.notes] == [True]
 
 
+@pytest.mark.case("B04", "B15")
 def test_a_directory_swapped_for_a_link_is_not_followed(stage: Stage, tree: Path, tmp_path: Path) -> None:
     (tree / "later").mkdir()
     (tree / "later" / "inside").write_text("inside")
@@ -311,6 +318,28 @@ def test_a_directory_swapped_for_a_link_is_not_followed(stage: Stage, tree: Path
     assert CANARY.encode() not in _blob(context)
 
 
+@pytest.mark.case("B15")
+@pytest.mark.parametrize("given", ["up/tree", "up/tree/file", "up/tree/x.tar"])
+def test_a_directory_on_the_way_that_becomes_a_link_is_not_followed(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    for top, text in (("up", "harmless"), ("outside", CANARY)):
+        (tmp_path / top / "tree").mkdir(parents=True)
+        (tmp_path / top / "tree" / "file").write_text(text)
+        (tmp_path / top / "tree" / "x.tar").write_text(text)
+
+    def find_and_swap(paths: Sequence[Path]) -> list[ingest.Source]:
+        sources = ingest.find_sources(paths)
+        (tmp_path / "up").rename(tmp_path / "moved")
+        (tmp_path / "up").symlink_to("outside")
+        return sources
+
+    monkeypatch.setattr(store, "find_sources", find_and_swap)
+    with pytest.raises(ContextInputError, match="cannot be read: Not a directory"):
+        stage(tmp_path / given)
+
+
+@pytest.mark.case("B04", "B15")
 def test_a_directory_moved_away_while_it_is_read_ends_the_staging(
     stage: Stage, tree: Path, tmp_path: Path
 ) -> None:
@@ -373,6 +402,7 @@ def test_many_things_left_out_are_counted_and_not_all_named(stage: Stage, tree: 
 # --- Names and depth ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.case("B13")
 def test_names_that_are_not_utf8_stay_unique_and_are_told(stage: Stage, tree: Path) -> None:
     for raw in [b"caf\xe9", b"caf\\xe9", b"new\nline", b"\xff" * 200]:
         with open(os.fsencode(tree) + b"/" + raw, "wb") as file:
@@ -409,6 +439,7 @@ def _chain_of_directories(top: Path, levels: int) -> Iterator[None]:
         os.close(here)
 
 
+@pytest.mark.case("B04", "B13")
 def test_a_tree_deeper_than_any_path_or_recursion_or_descriptor_limit_is_staged(
     stage: Stage, tree: Path
 ) -> None:
