@@ -1,0 +1,92 @@
+"""Group B: files and mounts."""
+
+from collections.abc import Iterator
+
+from orchestrator.probes.container import SCRATCH
+from orchestrator.probes.finding import Facts, Probe
+from orchestrator.probes.host import Host
+
+_REFUSED = {"EROFS", "EACCES", "EPERM"}
+_NOT_THERE = {"ENOTSUP", "ENOSYS"}
+_MIB = 1024 * 1024
+_MAX_INODES = 16_384
+
+
+def _context(facts: Facts, host: Host) -> Iterator[str]:
+    if done := {what: why for what, why in facts["context"].items() if why not in _REFUSED | _NOT_THERE}:
+        yield f"the context: {done}"
+    if host.context_changed:
+        yield "the context's files are others than before"
+
+
+def _root(facts: Facts, _host: Host) -> Iterator[str]:
+    if extra := set(facts["created_in"]) - SCRATCH:
+        yield f"files can be made in {sorted(extra)[:5]}"
+    if facts["writable_files"]:
+        yield f"can be changed: {facts['writable_files'][:5]}"
+
+
+def _mounting(facts: Facts, _host: Host) -> Iterator[str]:
+    for name in (
+        "mount",
+        "umount2",
+        "pivot_root",
+        "chroot",
+        "open_tree",
+        "move_mount",
+        "fsopen",
+        "mount_setattr",
+    ):
+        if facts["calls"][name] not in {"EPERM", "ENOSYS"}:
+            yield f"{name}: {facts['calls'][name]}"
+
+
+def _host_paths(facts: Facts, host: Host) -> Iterator[str]:
+    told = {mount["Destination"]: mount["Source"] for mount in host.inspected["Mounts"]}
+    for point, source in told.items():
+        parts = source.rsplit("/", 4)[1:]
+        # instances/<id>/sandboxes/<id>/sock: the ids are random, and no other part can name anybody.
+        if parts[1] != "sandboxes" or parts[3] not in {"sock", "ctx"}:
+            yield f"{point} comes from {source}"
+    if facts["mounts"] and len(told) != len({"/context", "/run/rlm"}):
+        yield f"{len(told)} directories of the host"
+
+
+def _bytes(facts: Facts, host: Host) -> Iterator[str]:
+    for path, limit in (("/tmp", host.resources.tmp_bytes), ("/dev/shm", host.resources.shm_bytes)):  # noqa: S108
+        why, mib = facts["bytes"][path]
+        if why not in {"ENOSPC", "EFBIG"} or mib * _MIB > limit:
+            yield f"{mib} MiB fitted into {path}, then {why}"
+    if host.resources.tmp_bytes + host.resources.shm_bytes > host.resources.memory_bytes:
+        yield "scratch is larger than memory"
+
+
+def _inodes(facts: Facts, host: Host) -> Iterator[str]:
+    why, made = facts["files"]
+    # Releases of gVisor without the option keep inodes in the sandbox's own memory, which has a limit.
+    if host.runtime != "runsc" and (why != "ENOSPC" or made > _MAX_INODES):
+        yield f"{made} files fitted, then {why}"
+
+
+def _programs(facts: Facts, _host: Host) -> Iterator[str]:
+    for path, why in facts["program"].items():
+        if why not in {"EACCES", "EPERM"}:
+            yield f"a program in {path} runs: {why}"
+
+
+def _held(facts: Facts, host: Host) -> Iterator[str]:
+    why, mib = facts["held_open"]
+    if why not in {"ENOSPC", "EFBIG"} or mib * _MIB > host.resources.tmp_bytes:
+        yield f"{mib} MiB fitted into a file without a name, then {why}"
+
+
+PROBES = (
+    Probe("B01", "the context cannot be changed", "mounts", _context),
+    Probe("B02", "the root file system cannot be changed", "mounts", _root),
+    Probe("B03", "nothing can be mounted", "calls", _mounting),
+    Probe("B09", "scratch ends at its size", "scratch", _bytes),
+    Probe("B10", "scratch ends at its number of files", "scratch", _inodes),
+    Probe("B11", "scratch runs no program", "scratch", _programs),
+    Probe("B12", "a file without a name counts too", "scratch", _held),
+    Probe("B16", "paths of the host are random", "mounts", _host_paths),
+)
