@@ -1,6 +1,6 @@
 """How a cell ended, and the clock that decides when it must."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -96,6 +96,10 @@ class CellResult:
     process that the cell had started."""
     loss: SandboxLoss | None = None
     """Why the sandbox went away, with SANDBOX_LOST."""
+
+    def lost_for(self, loss: SandboxLoss) -> "CellResult":
+        """The result of a cell whose sandbox was lost, with the reason."""
+        return replace(self, loss=loss)
 
     @property
     def output(self) -> str:

@@ -79,16 +79,77 @@ MAX_CALLS_IN_GUEST = 32
 """Sub-calls one sandbox may have in flight on its socket; the guest library queues the rest."""
 MAX_CALL_ID_BYTES = 64
 """Length of the ids a guest chooses for its calls."""
+MAX_CALLS_ON_SOCKET = 2 * MAX_CALLS_IN_GUEST
+"""Calls served at once on one socket: the stream of cells, the window, and a few cheap ones beside them."""
+MAX_GUEST_CONNECTIONS = 4
+"""One worker makes one; the slack is for a reconnect whose predecessor is not yet reaped."""
+REQUESTS_RECEIVED_AT_ONCE = 8
+"""Messages of one guest that are being received: a started message of any length costs its whole length."""
+MAX_REQUEST_BYTES_HELD = 32 * 1024 * 1024
+"""Requests of one guest under way together; while they are more, the next is left in the guest. Each costs a
+few times its size (message, text, record, the provider's copy), so this bounds a guest at some 300 MB."""
+MAX_ATTACH_MESSAGE_BYTES = 512 * 1024
+"""The longest honest one is an answer chunk."""
+MAX_UPLOAD_PART_BYTES = 1024 * 1024
+"""One part of an upload."""
+MAX_NESTED_MESSAGE_BYTES = 2 * 1024 * 1024
+"""A message inside a message, of which only a list of paths is ever long. Two bytes of it can be an element:
+parsing a full message of those takes 130 ms in one piece, this much 30."""
+MAX_PATHS_IN_REQUEST = 100_000
+"""Files a child run may be given by name."""
+MAX_FIELDS_IN_MESSAGE = 64
+"""Fields at the top of a message, repeats included; our largest has 8."""
+INLINE_WORK_BYTES = 64 * 1024
+"""Longer texts are read in a thread: hashing and decoding this much takes less than a millisecond."""
+
+# --- A guest's conduct ---------------------------------------------------------------------------------
+
+FREE_CALLS_AT_FULL_SPEED = 1_000
+"""Refusals and other calls that cost a guest nothing are answered at once this often ..."""
+FREE_CALLS_PER_S = 200.0
+"""... and then this often a second, which is some tenth of one core of ours. A batch of 10,000 prompts with
+`on_error="return"` after the budget ran out takes 45 s."""
+MAX_REFUSALS = 50_000
+"""Of one run: five such batches. At the pace above this takes four minutes."""
+RECORDED_REFUSALS = 1_000
+"""Refusals by a budget that are recorded one by one; later ones are only counted."""
+MAX_HANG_UPS = 5_000
+"""Of one run: an interrupted cell hangs up on at most a window of calls, a program with time-outs on more."""
+MAX_TURNED_AWAY = 2_000
+"""Of one run. The guest library never exceeds its window; code that speaks gRPC itself may, by accident."""
+MAX_MALFORMED = 100
+"""Of one run, of unknown methods likewise: our library sends none, so nobody is hurt by a low number."""
 
 # --- Waiting -------------------------------------------------------------------------------------------
 
 WORKER_DIAL_IN_S = 30.0
 """From the engine's start of a container to its worker's Hello; a gVisor start takes about a second."""
+REQUEST_ARRIVES_S = 30.0
+"""From the start of a call, or from one part of an upload to the next, until the message is there. A Unix
+socket takes milliseconds; a guest that its own cell starves of CPU, seconds."""
+RESPONSE_TAKEN_S = 30.0
+"""For a guest to take one part of a streamed answer; our worker always reads."""
 INTERRUPT_GRACE_S = 2.0
 """From the interrupt of a cell to the kill of its interpreter."""
 KILL_GRACE_S = 5.0
 """From the kill of an interpreter to the end of the sandbox."""
 ENGINE_CALL_S = 60.0
 """Any one call to the container engine."""
+ENGINE_LOOK_S = 10.0
+"""A call that only looks; it takes milliseconds."""
+ENGINE_REMOVE_S = 20.0
+"""To remove a sandbox and see it gone; it takes 54 ms. What is not gone by then is left to the reaper."""
+ENGINE_CALLS_AT_ONCE = 16
+"""Calls in flight, each in a thread; overdue ones don't count."""
+ENGINE_SLOW_START_S = 5.0
+"""A start that takes longer is stuck rather than slow, and no longer counts among those at once."""
 ENGINE_STARTS_AT_ONCE = 4
 """More make each other slower (design, section 5: 10.4 a second with 4, 9.0 with 8)."""
+LOOK_AT_LOSS_S = 3.0
+"""How long a sandbox whose stream broke may still run before it counts as having hung up on us."""
+SANDBOX_EXPIRY_GRACE_S = 600
+"""From the deadline of a run to the expiry of its sandbox: ending it takes seconds, clocks may be set."""
+REAP_EVERY_S = 60.0
+"""How often a living orchestrator looks for what was left behind."""
+REAP_AT_START_S = 10.0
+"""How long a start waits for the first look; it goes on behind the first run."""

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from docker import DockerClient
-from docker.errors import APIError
 
+from orchestrator.cells import Resource
 from orchestrator.config import SandboxSettings, Settings
 from orchestrator.contexts.store import ContextStore
 from orchestrator.engine import LookedAt, fit_engine
-from orchestrator.errors import EngineError, MachineError
+from orchestrator.errors import MachineError
 from orchestrator.runs.admission import SandboxSlots
 from orchestrator.sandbox import image
-from orchestrator.sandbox.docker_driver import DockerDriver, containers_by_instance
-from orchestrator.sandbox.instance import Instance, claim_instance, dead_instances, forget_instance
+from orchestrator.sandbox.docker_driver import DockerDriver
+from orchestrator.sandbox.instance import Instance, claim_instance
 from orchestrator.sandbox.lease import SandboxLeases
-from orchestrator.sandbox.posture import Resources
+from orchestrator.sandbox.posture import TMP_FILES, Resources
 from orchestrator.sandbox.preflight import Objection, sentence, state_dir_objection
+from orchestrator.sandbox.reaper import Reaper, reaping
 from orchestrator.shielding import run_shielded
 
 _MIB = 1024 * 1024
@@ -75,43 +76,27 @@ async def open_machine(settings: Settings, workplace: Workplace, *, runtime: str
         ImageMissingError: The sandbox image has to be built.
     """
     engine, pinned_image_id = await asyncio.to_thread(_connect, settings, runtime)
-    client = engine.client
+    instance, slots = workplace.instance, SandboxSlots(settings.max_sandboxes)
+    given = resources(settings.sandbox)
     driver = DockerDriver(
-        client.api,
+        engine.client.api,
         image_id=pinned_image_id,
-        instance_id=workplace.instance.instance_id,
-        resources=resources(settings.sandbox),
+        instance_id=instance.instance_id,
+        resources=given,
     )
+    # A sandbox that cannot be ended takes the place of another one.
+    instance.on_leaks = slots.withhold
     try:
-        await asyncio.to_thread(reap_dead_instances, client, settings)
-        yield Machine(
-            contexts=workplace.contexts,
-            leases=SandboxLeases(workplace.instance, driver, memory_bytes=settings.sandbox.memory_mib * _MIB),
-            slots=SandboxSlots(settings.max_sandboxes),
-            held_to_gvisor=settings.runsc_tenants,
-            objections=engine.objections,
-        )
+        async with reaping(Reaper(instance, driver)):
+            yield Machine(
+                contexts=workplace.contexts,
+                leases=SandboxLeases(instance, driver, memory_bytes=given.memory_bytes, sizes=sizes(given)),
+                slots=slots,
+                held_to_gvisor=settings.runsc_tenants,
+                objections=engine.objections,
+            )
     finally:
         await run_shielded(driver.aclose())
-
-
-def reap_dead_instances(client: DockerClient, settings: Settings) -> int:
-    """Remove containers and directories of orchestrators that are gone; how many there were. Blocks."""
-    dead = dead_instances(settings.state_dir)
-    if not dead:
-        return 0
-    containers = containers_by_instance(client.api)
-    for instance_id in dead:
-        for container in containers.get(instance_id, []):
-            try:
-                client.api.remove_container(container, force=True, v=True)
-            except APIError as error:
-                if error.status_code not in {404, 409}:
-                    raise EngineError(
-                        f"a sandbox left behind could not be removed: {error.explanation}"
-                    ) from error
-        forget_instance(settings.state_dir, instance_id)
-    return len(dead)
 
 
 def resources(settings: SandboxSettings) -> Resources:
@@ -125,6 +110,18 @@ def resources(settings: SandboxSettings) -> Resources:
         open_files=settings.open_files,
         file_size_bytes=settings.file_size_mib * _MIB,
     )
+
+
+def sizes(given: Resources) -> dict[Resource, int]:
+    """What a cell may be told that it used up."""
+    return {
+        Resource.MEMORY: given.memory_bytes,
+        Resource.PROCESSES: given.pids,
+        Resource.TMP_BYTES: given.tmp_bytes,
+        Resource.TMP_FILES: TMP_FILES,
+        Resource.SHM_BYTES: given.shm_bytes,
+        Resource.OPEN_FILES: given.open_files,
+    }
 
 
 def runtimes(client: DockerClient) -> frozenset[str]:

@@ -156,6 +156,12 @@ class CellEnded:
     lost_variables: tuple[str, ...]
     duration_s: float
     guest_s: float
+    passed: str = ""
+    """The limit of the cell clock that it passed."""
+    used_up: tuple[str, ...] = ()
+    """What of its sandbox it used up."""
+    loss: str = ""
+    """Why its sandbox went away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,6 +205,17 @@ class HistoryCompacted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GuestMisbehaved:
+    """What the run's guest did on its socket that no other event tells; written once, before the run's end."""
+
+    KIND: ClassVar[str] = "guest_misbehaved"
+    counts: Mapping[str, int]
+    """By what it was, in words."""
+    unrecorded_refusals: int
+    """Of its sub-calls, how many were refused by a budget without an event of their own: there were too many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunEnded:
     """The run is over. Nothing follows but late settlements of calls that were still in flight."""
 
@@ -222,6 +239,7 @@ Payload: TypeAlias = (
     | SubCallStarted
     | SubCallEnded
     | HistoryCompacted
+    | GuestMisbehaved
     | RunEnded
 )
 
@@ -350,6 +368,8 @@ class Tally:
     sub_calls_done: int = 0
     sub_calls_in_flight: int = 0
     sub_calls_failed: int = 0
+    losses: list[str] = field(default_factory=list)
+    """Why sandboxes of the tree went away under a cell, in order."""
     bound_tokens: int = 0
     """Input bounds of the calls whose usage is confirmed: what the bound over-reserves can be read off it."""
     _root: RunId | None = None
@@ -384,6 +404,8 @@ class Tally:
                 self._models[event.run_id, payload.call] = payload.model
             case SubCallEnded():
                 self._sub_call_ended(event.run_id, payload)
+            case CellEnded() if payload.loss:
+                self.losses.append(payload.loss)
             case _:
                 pass
 

@@ -62,6 +62,8 @@ def _rows(node: RunNode, limits: RunLimits, now: float, code_lines: int, childre
             yield _row(indent, f"  │ … in all {node.code.length_bytes:,} bytes", "code", node)
         elif len(code) > code_lines:
             yield _row(indent, f"  │ … {words.many(len(code) - code_lines, 'more line')}", "code", node)
+    if node.trouble and node.phase is not Phase.ENDED:
+        yield _row(indent, f"  {node.trouble}", "bad", node)
     if node.calls.total and node.phase is not Phase.ENDED:
         style: Style = "bad" if node.calls.failed else "quiet"
         yield _row(indent, f"  sub-calls: {node.calls}", style, node)

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from orchestrator import trajectory
 from orchestrator.cli import exits, words
-from orchestrator.cli.tree import RunNode, RunTree, head
+from orchestrator.cli.tree import RunNode, RunTree, head, trouble
 from orchestrator.trajectory import Event
 from orchestrator.visible import visible_line
 
@@ -94,6 +94,8 @@ def _texts(node: RunNode, event: Event) -> list[str]:
 
 def _cell(node: RunNode, ended: trajectory.CellEnded) -> str:
     text = f"turn {ended.turn}: cell {ended.outcome} after {words.duration(ended.duration_s)}"
+    if seen := trouble(ended):
+        text += f", {seen}"
     if ended.output_bytes:
         text += f", {ended.output_bytes:,} bytes of output"
     if node.calls.total:

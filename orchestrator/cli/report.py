@@ -1,5 +1,6 @@
 """What is left of a run: the `--json` object, and a few lines for people."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -35,6 +36,7 @@ def as_json(report: RunReport) -> dict[str, object]:
         "whole_context_once": _whole_context(report.whole_context),
         "limits": _limits(report.limits),
         "turns": tally.root_turns,
+        "sandboxes_lost": list(tally.losses),
         "max_depth_reached": tally.max_depth_reached,
         "duration_s": round(report.duration_s, 3),
         "error": report.error or None,
@@ -59,6 +61,10 @@ def summary(report: RunReport, *, scripted: bool, notes: bool) -> Iterator[str]:
     why = f": {report.error}" if report.error else ""
     took = words.duration(report.duration_s)
     yield f"{label}rlm: {report.outcome.value} after {turns}, {took}{why}"
+    if report.tally.losses:
+        reasons = Counter(loss.replace("_", " ") for loss in report.tally.losses)
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
+        yield f"rlm: sandboxes lost under a cell: {counts}"
     yield f"rlm: used {words.used(report.tally)}"
     if len(report.tally.lines) > 1:
         yield from (

@@ -76,6 +76,8 @@ class RunNode:
     outcome: str = ""
     """How it ended; empty while it goes on."""
     error: str = ""
+    trouble: str = ""
+    """What the last cell lost or used up of its sandbox; empty while the next one runs."""
     last_output: Text = ""
     """Of the last cell that wrote anything."""
     ended_at: float = 0.0
@@ -148,10 +150,12 @@ def _advance(node: RunNode, event: Event) -> None:
         case trajectory.CellStarted():
             node.code = payload.code
             node.calls, node.children_asked = Counts(), Counts()
+            node.trouble = ""
             _enter(node, Phase.CELL, event)
         case trajectory.CellEnded():
             if head(payload.output):
                 node.last_output = payload.output
+            node.trouble = trouble(payload)
             _enter(node, Phase.BETWEEN, event)
         case trajectory.SubCallStarted():
             counts = node.calls if payload.what == "complete" else node.children_asked
@@ -166,6 +170,16 @@ def _advance(node: RunNode, event: Event) -> None:
             _enter(node, Phase.ENDED, event)
         case _:
             pass
+
+
+def trouble(ended: trajectory.CellEnded) -> str:
+    """What a cell lost or used up of its sandbox, in words; empty for an ordinary cell."""
+    parts = []
+    if ended.loss:
+        parts.append(f"sandbox lost: {ended.loss.replace('_', ' ')}")
+    if ended.used_up:
+        parts.append(f"used up: {', '.join(name.replace('_', ' ') for name in ended.used_up)}")
+    return "; ".join(parts)
 
 
 def _enter(node: RunNode, phase: Phase, event: Event) -> None:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from orchestrator.errors import InvalidRequestError
+from orchestrator.errors import EngineError, InvalidRequestError
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +33,7 @@ class SandboxSlots:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._free = capacity
+        self._withheld = 0
         self._waiting: deque[_Waiter] = deque()
 
     @asynccontextmanager
@@ -41,12 +42,18 @@ class SandboxSlots:
 
         Raises:
             InvalidRequestError: Its chain is longer than all there is.
+            EngineError: It is longer than what is left beside sandboxes that could not be ended.
         """
         length = max_depth + 1
         if length > self._capacity:
             raise InvalidRequestError(
                 f"a depth limit of {max_depth} needs {length} sandboxes at once and only {self._capacity} "
                 "are allowed: lower --max-depth or raise RLM_MAX_SANDBOXES"
+            )
+        if length > self._capacity - self._withheld:
+            raise EngineError(
+                f"{self._withheld} of {self._capacity} places are taken by sandboxes that the container "
+                f"engine did not end, and {length} are needed: look at the engine, or try again in a minute"
             )
         waiter = _Waiter(wanted=length, tree=None, depth=0)
         await self._wait(waiter)
@@ -55,6 +62,15 @@ class SandboxSlots:
         finally:
             self._free += length
             self._serve()
+
+    def withhold(self, count: int) -> None:
+        """So many places are taken by sandboxes that should be gone and may not be.
+
+        Chains that are reserved already stay so: a run tree that was admitted can always go on.
+        """
+        self._free -= count - self._withheld
+        self._withheld = count
+        self._serve()
 
     async def _wait(self, waiter: _Waiter) -> None:
         self._waiting.append(waiter)

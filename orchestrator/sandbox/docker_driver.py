@@ -1,13 +1,13 @@
 """`SandboxDriver` over a Docker engine.
 
-Every engine call runs in a thread with a deadline, because docker-py blocks and a stuck runtime can hang even
-an `inspect`. After the start of a container the engine is only ever asked to inspect, measure and remove it:
-no exec, no attach, no logs, no copying.
+After the start of a container the engine is only ever asked to inspect, measure, list and remove: no exec,
+no attach, no logs, no copying. How its blocking calls are kept from blocking anybody else is in
+`engine_calls.py`.
 """
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import docker
@@ -17,16 +17,34 @@ from requests.exceptions import RequestException
 
 from orchestrator.errors import EngineError, SandboxStartError
 from orchestrator.ids import InstanceId, SandboxId
-from orchestrator.limits import ENGINE_CALL_S, ENGINE_STARTS_AT_ONCE
+from orchestrator.limits import (
+    ENGINE_CALL_S,
+    ENGINE_CALLS_AT_ONCE,
+    ENGINE_LOOK_S,
+    ENGINE_REMOVE_S,
+    ENGINE_SLOW_START_S,
+    ENGINE_STARTS_AT_ONCE,
+)
 from orchestrator.sandbox import recheck
-from orchestrator.sandbox.port import Ending, SandboxSpec
-from orchestrator.sandbox.posture import LABEL_INSTANCE, Resources, create_arguments
+from orchestrator.sandbox.cgroups import NOTHING_KNOWN, CgroupCounters, open_counters
+from orchestrator.sandbox.engine_calls import EngineCalls
+from orchestrator.sandbox.port import Counters, Ending, Found, SandboxSpec
+from orchestrator.sandbox.posture import (
+    LABEL_EXPIRES,
+    LABEL_INSTANCE,
+    LABEL_SANDBOX,
+    LABEL_UID,
+    Resources,
+    create_arguments,
+)
 from orchestrator.shielding import run_shielded
 
 T = TypeVar("T")
 
-_THREADS = 16
 _NAME_PREFIX = "rlm-"
+_LOOK_AGAIN_S = 0.2
+_SIGKILLED = 137
+"""What the engine calls the exit code of a process ended by SIGKILL."""
 
 
 def connect_engine() -> DockerClient:
@@ -36,13 +54,25 @@ def connect_engine() -> DockerClient:
         EngineError: None answers.
     """
     try:
-        client = docker.from_env(version="auto", timeout=int(ENGINE_CALL_S))
+        client = docker.from_env(
+            version="auto", timeout=int(ENGINE_CALL_S), max_pool_size=ENGINE_CALLS_AT_ONCE
+        )
         client.ping()
     except (DockerException, RequestException) as error:
         raise EngineError(
             "no container engine answers: start Docker, or run deploy/setup-host as root to install it"
         ) from error
     return client
+
+
+def ending_of(state: Mapping[str, Any]) -> Ending:
+    """What the `State` of an inspected container says."""
+    if state["Running"]:
+        return Ending.RUNNING
+    if state["ExitCode"] != _SIGKILLED:
+        # Also with OOMKilled, which is set when the kernel took only a child of the worker.
+        return Ending.EXITED
+    return Ending.OUT_OF_MEMORY if state["OOMKilled"] else Ending.KILLED
 
 
 class DockerDriver:
@@ -55,8 +85,9 @@ class DockerDriver:
         self._image_id = image_id
         self._instance_id = instance_id
         self._resources = resources
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="engine")
+        self._calls = EngineCalls(ENGINE_CALLS_AT_ONCE)
         self._starts = asyncio.Semaphore(ENGINE_STARTS_AT_ONCE)
+        self._counters: dict[SandboxId, CgroupCounters] = {}
 
     @property
     def image(self) -> str:
@@ -65,47 +96,80 @@ class DockerDriver:
 
     async def start(self, spec: SandboxSpec) -> None:
         """See `SandboxDriver.start`."""
-        async with self._starts:
+        async with self._start_permit():
             # Shielded: a thread that is creating a container cannot be stopped, only waited for.
             await run_shielded(self._start(spec))
 
-    async def _start(self, spec: SandboxSpec) -> None:
-        body = create_arguments(spec, self._resources, image=self._image_id, instance_id=self._instance_id)
-        name = _name(spec.sandbox_id)
+    @asynccontextmanager
+    async def _start_permit(self) -> AsyncIterator[None]:
+        """One of a few starts at once; a start that hangs is no competitor, and gives its place away."""
+        await self._starts.acquire()
+        slow = asyncio.get_running_loop().call_later(ENGINE_SLOW_START_S, self._starts.release)
         try:
-            created = await self._ask(lambda: self._create(body, name))
-            await self._ask(lambda: self._client.start(name))
-            # 2 ms, in which the worker starts anyway.
-            inspected = await self._ask(lambda: self._client.inspect_container(name))
-            recheck.check(body, created, inspected, runtime=spec.runtime)
-        except EngineError:
-            await self.destroy(spec.sandbox_id)
-            raise
-        except APIError as error:
-            await self.destroy(spec.sandbox_id)
-            raise SandboxStartError(f"the engine could not start a sandbox: {error.explanation}") from error
+            yield
+        finally:
+            if slow.when() > asyncio.get_running_loop().time():
+                slow.cancel()
+                self._starts.release()
 
-    def _create(self, body: dict[str, object], name: str) -> object:
+    async def _start(self, spec: SandboxSpec) -> None:
+        sandbox_id = spec.sandbox_id
+        body = create_arguments(spec, self._resources, image=self._image_id, instance_id=self._instance_id)
+        name = _name(sandbox_id)
+        try:
+            created = await self._ask(sandbox_id, lambda: self._create(body, name, spec), ENGINE_CALL_S)
+            await self._ask(sandbox_id, lambda: self._client.start(name), ENGINE_CALL_S)
+            # 2 ms, in which the worker starts anyway.
+            inspected = await self._ask(
+                sandbox_id, lambda: self._client.inspect_container(name), ENGINE_LOOK_S
+            )
+        except APIError as error:
+            raise SandboxStartError(f"the engine could not start a sandbox: {error.explanation}") from error
+        recheck.check(body, created, inspected, runtime=spec.runtime)
+        self._counters[sandbox_id] = open_counters(inspected["State"]["Pid"], inspected["Id"])
+
+    def _create(self, body: dict[str, object], name: str, spec: SandboxSpec) -> object:
         # Not `create_container`: that one adds proxy settings of the user's Docker configuration, credentials
         # included, to the environment.
-        return self._client.create_container_from_config(body, name)  # type: ignore[no-untyped-call]
+        created = self._client.create_container_from_config(body, name)  # type: ignore[no-untyped-call]
+        if spec.record is not None:
+            spec.record.write_text(created["Id"], encoding="ascii")
+        return created
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         """See `SandboxDriver.destroy`."""
-        try:
-            await self._ask(lambda: self._client.remove_container(_name(sandbox_id), force=True, v=True))
-        except NotFound:
-            return
-        except APIError as error:
-            # 409: its removal is under way already, which is what we want.
-            if error.status_code != 409:
-                raise EngineError(f"the engine could not remove a sandbox: {error.explanation}") from error
+        counters = self._counters.pop(sandbox_id, None)
+        if counters is not None:
+            counters.close()
+        name = _name(sandbox_id)
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + ENGINE_REMOVE_S
+        while True:
+            try:
+                await self._ask(
+                    sandbox_id,
+                    lambda: self._client.remove_container(name, force=True, v=True),
+                    give_up_s - loop.time(),
+                )
+            except NotFound:
+                return
+            except APIError as error:
+                # 409: its removal is under way already, and is over when it isn't found.
+                if error.status_code != 409 or loop.time() >= give_up_s:
+                    raise EngineError(
+                        f"the engine could not remove a sandbox: {error.explanation}"
+                    ) from error
+                await asyncio.sleep(_LOOK_AGAIN_S)
+            else:
+                return
 
     async def cpu_s(self, sandbox_id: SandboxId) -> float:
         """See `SandboxDriver.cpu_s`."""
         try:
             stats = await self._ask(
-                lambda: self._client.stats(_name(sandbox_id), stream=False, one_shot=True)
+                sandbox_id,
+                lambda: self._client.stats(_name(sandbox_id), stream=False, one_shot=True),
+                ENGINE_LOOK_S,
             )
         except APIError:
             return 0.0
@@ -114,39 +178,63 @@ class DockerDriver:
     async def ending(self, sandbox_id: SandboxId) -> Ending:
         """See `SandboxDriver.ending`."""
         try:
-            state = (await self._ask(lambda: self._client.inspect_container(_name(sandbox_id))))["State"]
-        except APIError:
+            inspected = await self._ask(
+                sandbox_id, lambda: self._client.inspect_container(_name(sandbox_id)), ENGINE_LOOK_S
+            )
+        except NotFound:
             return Ending.GONE
-        if state["Running"]:
-            return Ending.RUNNING
-        return Ending.OUT_OF_MEMORY if state["OOMKilled"] else Ending.EXITED
+        except APIError as error:
+            raise EngineError(f"the engine could not inspect a sandbox: {error.explanation}") from error
+        return ending_of(inspected["State"])
+
+    def counters(self, sandbox_id: SandboxId) -> Counters:
+        """See `SandboxDriver.counters`."""
+        counters = self._counters.get(sandbox_id)
+        return NOTHING_KNOWN if counters is None else counters.read()
+
+    async def found(self) -> Sequence[Found]:
+        """See `SandboxDriver.found`."""
+        try:
+            containers = await self._ask(
+                "all",
+                lambda: self._client.containers(all=True, filters={"label": LABEL_SANDBOX}),
+                ENGINE_LOOK_S,
+            )
+        except APIError as error:
+            raise EngineError(f"the engine could not list sandboxes: {error.explanation}") from error
+        return [found for container in containers if (found := _found(container)) is not None]
 
     async def aclose(self) -> None:
         """See `SandboxDriver.aclose`."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for counters in self._counters.values():
+            counters.close()
+        self._counters.clear()
         self._client.close()
 
-    async def _ask(self, call: Callable[[], T]) -> T:
+    async def _ask(self, subject: str, call: Callable[[], T], within_s: float) -> T:
         """One engine call, off the event loop, under its deadline."""
-        asked = asyncio.get_running_loop().run_in_executor(self._threads, call)
         try:
-            return await asyncio.wait_for(asked, ENGINE_CALL_S)
-        except TimeoutError as error:
-            raise EngineError(f"the container engine did not answer within {ENGINE_CALL_S:g} s") from error
+            return await self._calls.ask(subject, call, within_s=within_s)
         except APIError:
             # An answer, though docker-py counts it among the broken connections below.
             raise
-        except RequestException as error:
+        except (DockerException, RequestException, OSError) as error:
             raise EngineError("the connection to the container engine broke") from error
 
 
-def containers_by_instance(client: APIClient) -> dict[InstanceId, list[str]]:
-    """The ids of all sandboxes on the engine, by the orchestrator instance that made them."""
-    found: dict[InstanceId, list[str]] = {}
-    containers: list[dict[str, Any]] = client.containers(all=True, filters={"label": LABEL_INSTANCE})
-    for container in containers:
-        found.setdefault(InstanceId(container["Labels"][LABEL_INSTANCE]), []).append(container["Id"])
-    return found
+def _found(container: Mapping[str, Any]) -> Found | None:
+    """What the engine lists, unless it is not of our making: whoever may start containers may label them."""
+    labels = container["Labels"]
+    sandbox_id = labels[LABEL_SANDBOX]
+    if f"/{_name(sandbox_id)}" not in container["Names"] or LABEL_INSTANCE not in labels:
+        return None
+    expires, uid = labels.get(LABEL_EXPIRES, ""), labels.get(LABEL_UID, "")
+    return Found(
+        sandbox_id=SandboxId(sandbox_id),
+        instance_id=InstanceId(labels[LABEL_INSTANCE]),
+        expires_at_s=int(expires) if expires.isdecimal() else 0,
+        uid=int(uid) if uid.isdecimal() else 0,
+    )
 
 
 def _name(sandbox_id: SandboxId) -> str:

@@ -1,35 +1,50 @@
-"""One orchestrator process on one machine: its private directory, its lock, its block of uids.
+"""One orchestrator process on one machine: its private directory, its lock, its uids.
 
 Who is alive is known by lock, not by label: an instance holds a `flock` for as long as it lives, and the
 kernel lets go of it whatever ends the process. Everything under the directory of an instance whose lock is
-free was left behind, and so were the containers that carry its id.
+free was left behind, and so were the containers that carry its id. What the reaper (`reaper.py`) needs to
+know of such an instance is in its directory:
+
+    i….lock                the lock
+    i…/contexts            staged contexts
+    i…/sandboxes/s…        socket and context of one sandbox, while it is there
+    i…/containers/s…       what the engine calls that sandbox, from its making until it is confirmed gone
 """
 
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from orchestrator.errors import MachineError, SandboxStartError
+from orchestrator.errors import MachineError
 from orchestrator.ids import InstanceId, SandboxId, new_instance_id
-
-_FIRST_UID = 200_000
-_UIDS_PER_INSTANCE = 1_000
-_UID_BLOCKS = 1_000
+from orchestrator.sandbox.locks import try_lock
+from orchestrator.sandbox.uids import HOST_DIRECTORY, GuestUids, claim_uids
 
 
 class Instance:
-    """This process's share of the state directory. Made by `claim_instance`."""
+    """This process's share of the state directory. Made by `claim_instance`.
 
-    def __init__(self, instance_id: InstanceId, directory: Path, first_uid: int | None) -> None:
+    It also knows its sandboxes: those that are `alive`, from before they are made until they are ended, and
+    those that are `leaked`: the engine has not confirmed their end, so they keep their uid and their record.
+    """
+
+    def __init__(self, instance_id: InstanceId, state_dir: Path, uids: GuestUids | None) -> None:
+        directory = state_dir / "instances" / instance_id
         self.instance_id = instance_id
+        self.state_dir = state_dir
         self.contexts_dir = directory / "contexts"
+        self.uids = uids
+        """None when we are not root."""
+        self.alive: set[SandboxId] = set()
+        self.leaked: dict[SandboxId, int | None] = {}
+        """With the uid of each."""
+        self.on_leaks: Callable[[int], None] = lambda _count: None
+        """Told how many are leaked whenever that changes."""
         self._sandboxes_dir = directory / "sandboxes"
-        self._free_uids = (
-            None if first_uid is None else list(range(first_uid + _UIDS_PER_INSTANCE - 1, first_uid - 1, -1))
-        )
+        self._containers_dir = directory / "containers"
 
     @contextmanager
     def sandbox_directories(self, sandbox_id: SandboxId) -> Iterator[tuple[Path, Path]]:
@@ -43,27 +58,47 @@ class Instance:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    @contextmanager
-    def guest_uid(self) -> Iterator[int | None]:
-        """A uid that no other live sandbox has; None when we are not root and can't give files away.
+    def begin(self, sandbox_id: SandboxId) -> int | None:
+        """A sandbox is about to be made; the uid it gets, None when we aren't root and can't give files away.
 
-        Freed uids go to the end of the queue, so that one is not used again soon.
+        Raises:
+            SandboxStartError: There is no uid left.
         """
-        if self._free_uids is None:
-            yield None
-            return
-        if not self._free_uids:
-            raise SandboxStartError(f"{_UIDS_PER_INSTANCE} sandboxes are running: there is no uid left")
-        uid = self._free_uids.pop()
-        try:
-            yield uid
-        finally:
-            self._free_uids.insert(0, uid)
+        uid = None if self.uids is None else self.uids.take(sandbox_id)
+        self.alive.add(sandbox_id)
+        return uid
+
+    def record(self, sandbox_id: SandboxId) -> Path:
+        """The file that says what the engine calls a sandbox."""
+        return self._containers_dir / sandbox_id
+
+    def containers(self, sandbox_ids: Iterable[SandboxId]) -> list[str]:
+        """What the engine called these sandboxes, as far as it got to making them."""
+        recorded = containers_of(self.state_dir, self.instance_id)
+        return [recorded[sandbox_id] for sandbox_id in sandbox_ids if sandbox_id in recorded]
+
+    def ended(self, sandbox_id: SandboxId, uid: int | None) -> None:
+        """It is confirmed gone."""
+        self.alive.discard(sandbox_id)
+        if sandbox_id in self.leaked:
+            del self.leaked[sandbox_id]
+            self.on_leaks(len(self.leaked))
+        self.record(sandbox_id).unlink(missing_ok=True)
+        if self.uids is not None and uid is not None:
+            self.uids.give_back(uid)
+
+    def leak(self, sandbox_id: SandboxId, uid: int | None) -> None:
+        """It should be gone, and that was not confirmed."""
+        self.alive.discard(sandbox_id)
+        self.leaked[sandbox_id] = uid
+        self.on_leaks(len(self.leaked))
 
 
 @contextmanager
-def claim_instance(state_dir: Path) -> Iterator[Instance]:
+def claim_instance(state_dir: Path, *, uids_dir: Path = HOST_DIRECTORY) -> Iterator[Instance]:
     """A new instance for the length of the block; its directory is removed after it.
+
+    Not what the reaper needs in order to remove sandboxes that were leaked.
 
     Raises:
         MachineError: The state directory cannot be used.
@@ -75,51 +110,57 @@ def claim_instance(state_dir: Path) -> Iterator[Instance]:
             instances = state_dir / "instances"
             instances.mkdir(mode=0o700, exist_ok=True)
             stack.callback(os.close, _new_lock(instances, instance_id))
-            stack.callback(forget_instance, state_dir, instance_id)
+            forgetting = stack.enter_context(ExitStack())
+            forgetting.callback(forget_instance, state_dir, instance_id)
             directory = instances / instance_id
             directory.mkdir(mode=0o700)
             (directory / "contexts").mkdir(mode=0o700)
+            (directory / "containers").mkdir(mode=0o700)
             (directory / "sandboxes").mkdir(mode=0o711)
-            first_uid = stack.enter_context(_uid_block(state_dir)) if os.geteuid() == 0 else None
         except OSError as error:
             raise MachineError(
                 f"the state directory {str(state_dir)!r} cannot be used ({error.strerror}): "
                 "set RLM_STATE_DIR to one that can"
             ) from error
-        yield Instance(instance_id, directory, first_uid)
+        uids = stack.enter_context(claim_uids(uids_dir)) if os.geteuid() == 0 else None
+        instance = Instance(instance_id, state_dir, uids)
+        try:
+            yield instance
+        finally:
+            if instance.alive or instance.leaked:
+                forgetting.pop_all()
+                shutil.rmtree(instance.contexts_dir, ignore_errors=True)
 
 
 def dead_instances(state_dir: Path) -> list[InstanceId]:
     """The instances whose lock is free: their process is gone."""
     dead = []
     for path in sorted((state_dir / "instances").glob("i*.lock")):
-        lock = _lock(path)
+        lock = try_lock(path)
         if lock is not None:
             os.close(lock)
             dead.append(InstanceId(path.stem))
     return dead
 
 
+def living_instances(state_dir: Path, dead: Collection[InstanceId]) -> set[InstanceId]:
+    """All instances but the dead ones."""
+    return {InstanceId(path.stem) for path in (state_dir / "instances").glob("i*.lock")} - set(dead)
+
+
+def containers_of(state_dir: Path, instance_id: InstanceId) -> Mapping[SandboxId, str]:
+    """What the engine called the sandboxes of an instance that are not confirmed gone."""
+    containers = {}
+    for path in (state_dir / "instances" / instance_id / "containers").glob("s*"):
+        with suppress(FileNotFoundError):
+            containers[SandboxId(path.name)] = path.read_text(encoding="ascii")
+    return containers
+
+
 def forget_instance(state_dir: Path, instance_id: InstanceId) -> None:
     """Remove what a dead instance left in the state directory."""
     shutil.rmtree(state_dir / "instances" / instance_id, ignore_errors=True)
     (state_dir / "instances" / f"{instance_id}.lock").unlink(missing_ok=True)
-
-
-@contextmanager
-def _uid_block(state_dir: Path) -> Iterator[int]:
-    """The first uid of a block that no other live instance has, for the length of the block."""
-    blocks = state_dir / "uids"
-    blocks.mkdir(mode=0o700, exist_ok=True)
-    for number in range(_UID_BLOCKS):
-        lock = _lock(blocks / f"{number}.lock")
-        if lock is not None:
-            try:
-                yield _FIRST_UID + number * _UIDS_PER_INSTANCE
-            finally:
-                os.close(lock)
-            return
-    raise MachineError(f"{_UID_BLOCKS} orchestrators share this state directory: that is too many")
 
 
 def _new_lock(instances: Path, instance_id: InstanceId) -> int:
@@ -136,15 +177,4 @@ def _new_lock(instances: Path, instance_id: InstanceId) -> int:
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
-
-
-def _lock(path: Path) -> int | None:
-    """An open, locked descriptor, or None when another process has the lock."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
     return descriptor

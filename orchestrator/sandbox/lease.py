@@ -1,48 +1,50 @@
-"""A sandbox for one run: made, handed over, destroyed.
+"""A run's right to a sandbox: a made one is handed over once, and destroyed with the end of its lease.
 
-A sandbox is never used twice. Whoever opens a lease gets a live session, and after the block the container,
-the socket, the server and both directories are gone, also when the block was cancelled.
+A sandbox is never used twice.
 """
 
-import os
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from rlm_proto.v1 import sandbox_pb2_grpc
-
-from orchestrator.cells import CellClock, CellResult
-from orchestrator.errors import SandboxStartError
-from orchestrator.ids import SandboxId, new_sandbox_id
-from orchestrator.limits import WORKER_DIAL_IN_S
-from orchestrator.rpc.guest_server import AddServices, guest_server
+from orchestrator.cells import CellClock, CellOutcome, CellResult, Resource
+from orchestrator.errors import EngineError
+from orchestrator.ids import SandboxId
+from orchestrator.limits import LOOK_AT_LOSS_S, SANDBOX_EXPIRY_GRACE_S, RunLimits
+from orchestrator.rpc.guest_server import AddServices
+from orchestrator.sandbox.endings import judged, since, why_lost
 from orchestrator.sandbox.instance import Instance
-from orchestrator.sandbox.port import Ending, SandboxDriver, SandboxSpec
-from orchestrator.sandbox.session import CpuMeter, SandboxSession
-from orchestrator.shielding import run_shielded
+from orchestrator.sandbox.making import MadeSandbox, SandboxMaker
+from orchestrator.sandbox.port import Ending, SandboxDriver
+from orchestrator.sandbox.session import CpuMeter
 
-_LOOK_AT_START_S = 2.0
-"""How often the engine is asked whether a sandbox that has not dialled in still runs."""
 _STR_SHARE = 4
 """A context text is a real str up to this fraction of the sandbox's memory (design, section 4)."""
+_LOOK_AGAIN_S = 0.1
+_WANTED_FOR_S = RunLimits().deadline_s
 
 
 PutContext = Callable[[Path], None]
 """Puts a context's files into a sandbox's directory; quick, because it only links."""
 
 
-@dataclass(frozen=True, slots=True)
 class LeasedSandbox:
     """A live sandbox that belongs to one run."""
 
-    sandbox_id: SandboxId
-    runtime: str
-    image: str
-    wait_s: float
-    _session: SandboxSession
-    _driver: SandboxDriver
+    def __init__(
+        self, made: MadeSandbox, driver: SandboxDriver, *, sizes: Mapping[Resource, int], wait_s: float
+    ) -> None:
+        self.sandbox_id: SandboxId = made.sandbox_id
+        self.runtime = made.runtime
+        self.image = driver.image
+        self.wait_s = wait_s
+        """From asking for it to having it."""
+        self._session = made.session
+        self._driver = driver
+        self._sizes = sizes
+        self._counters = driver.counters(made.sandbox_id)
 
     @property
     def hash_seed(self) -> int:
@@ -51,16 +53,51 @@ class LeasedSandbox:
 
     async def run_cell(self, code: str, clock: CellClock) -> CellResult:
         """Run one cell under its clock. What goes wrong in the sandbox is in the result."""
-        return await self._session.run_cell(code, clock, CpuMeter(self._driver, self.sandbox_id))
+        result = await self._session.run_cell(code, clock, CpuMeter(self._driver, self.sandbox_id))
+        # Before anything else: of a sandbox that ended the kernel forgets the counters within milliseconds.
+        before, self._counters = self._counters, self._driver.counters(self.sandbox_id)
+        facts = since(before, self._counters)
+        if result.outcome is CellOutcome.SANDBOX_LOST:
+            stream = self._session.stream_end
+            return result.lost_for(why_lost(stream, await self._engine_says(), facts))
+        return judged(result, facts, self._sizes)
+
+    async def _engine_says(self) -> Ending | None:
+        """What became of the container, once it has ended or is not going to; None without an answer."""
+        give_up_s = time.monotonic() + LOOK_AT_LOSS_S
+        while True:
+            try:
+                ending = await self._driver.ending(self.sandbox_id)
+            except EngineError:
+                return None
+            if ending is not Ending.RUNNING or time.monotonic() >= give_up_s:
+                return ending
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 class SandboxLeases:
     """Makes leases on one instance with one driver."""
 
-    def __init__(self, instance: Instance, driver: SandboxDriver, *, memory_bytes: int) -> None:
-        self._instance = instance
+    def __init__(
+        self,
+        instance: Instance,
+        driver: SandboxDriver,
+        *,
+        memory_bytes: int,
+        sizes: Mapping[Resource, int] | None = None,
+    ) -> None:
+        """Makes leases.
+
+        Args:
+            instance: Whose sandboxes they are.
+            driver: Makes them.
+            memory_bytes: Of each sandbox.
+            sizes: Of what a sandbox has only so much, for telling what a cell used up.
+        """
+        self._maker = SandboxMaker(instance, driver)
         self._driver = driver
         self._max_str_bytes = memory_bytes // _STR_SHARE
+        self._sizes = {Resource.MEMORY: memory_bytes, **(sizes or {})}
 
     @asynccontextmanager
     async def open(
@@ -70,57 +107,27 @@ class SandboxLeases:
         runtime: str,
         guest_services: Sequence[AddServices],
         max_concurrent_calls: int,
+        wanted_for_s: float = _WANTED_FOR_S,
     ) -> AsyncIterator[LeasedSandbox]:
         """A sandbox for the length of the block, with a context in it and `guest_services` on its socket.
+
+        Args:
+            put_context: See `PutContext`.
+            runtime: Of the container.
+            guest_services: Built for one run.
+            max_concurrent_calls: Sub-calls in flight at once.
+            wanted_for_s: After that the run has ended in any case. The container expires a while later.
 
         Raises:
             SandboxStartError: It did not start.
             EngineError: The engine lacks something.
         """
-        started_s = time.monotonic()
-        sandbox_id = new_sandbox_id()
-        with (
-            self._instance.guest_uid() as uid,
-            self._instance.sandbox_directories(sandbox_id) as (socket_dir, context_dir),
-        ):
-            if uid is not None:
-                os.chown(socket_dir, -1, uid)
-                socket_dir.chmod(0o750)
-            put_context(context_dir)
-            session = SandboxSession()
-            spec = SandboxSpec(
-                sandbox_id=sandbox_id,
-                socket_dir=socket_dir,
-                context_dir=context_dir,
-                uid=os.geteuid() if uid is None else uid,
-                runtime=runtime,
+        asked_s = time.monotonic()
+        expires_at_s = int(time.time() + wanted_for_s) + SANDBOX_EXPIRY_GRACE_S
+        async with self._maker.make(runtime=runtime, expires_at_s=expires_at_s) as made:
+            put_context(made.context_dir)
+            made.serve(guest_services)
+            await made.session.lease(
+                max_concurrent_calls=max_concurrent_calls, max_str_bytes=self._max_str_bytes
             )
-            services = (
-                lambda server: sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(session, server),
-                *guest_services,
-            )
-            async with guest_server(socket_dir, services, group_id=uid):
-                await self._driver.start(spec)
-                try:
-                    await self._wait_ready(session, sandbox_id)
-                    await session.lease(
-                        max_concurrent_calls=max_concurrent_calls, max_str_bytes=self._max_str_bytes
-                    )
-                    yield LeasedSandbox(
-                        sandbox_id=sandbox_id,
-                        runtime=runtime,
-                        image=self._driver.image,
-                        wait_s=time.monotonic() - started_s,
-                        _session=session,
-                        _driver=self._driver,
-                    )
-                finally:
-                    await run_shielded(self._driver.destroy(sandbox_id))
-
-    async def _wait_ready(self, session: SandboxSession, sandbox_id: SandboxId) -> None:
-        give_up_s = time.monotonic() + WORKER_DIAL_IN_S
-        while not await session.ready_within(_LOOK_AT_START_S):
-            if await self._driver.ending(sandbox_id) is not Ending.RUNNING:
-                raise SandboxStartError("the sandbox ended before its worker dialled in")
-            if time.monotonic() >= give_up_s:
-                raise SandboxStartError(f"the sandbox's worker did not dial in within {WORKER_DIAL_IN_S:g} s")
+            yield LeasedSandbox(made, self._driver, sizes=self._sizes, wait_s=time.monotonic() - asked_s)

@@ -9,7 +9,7 @@ other programs (somebody's `grep`) may name that id too. Reading /proc blocks fo
 import os
 import re
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def end_leftovers(container_ids: Collection[str]) -> int:
     return killed
 
 
-def _belongs(process: Path, wanted: Collection[bytes]) -> bool:
+def _belongs(process: Path, wanted: Set[bytes]) -> bool:
     with suppress(OSError):
         if os.path.basename(os.readlink(process / "exe")).startswith(_PROGRAMS):
             return not wanted.isdisjoint(_BETWEEN_WORDS.split((process / "cmdline").read_bytes()))

@@ -1,11 +1,12 @@
 """What makes the process behind a sandbox, whichever engine does it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from orchestrator.ids import SandboxId
+from orchestrator.ids import InstanceId, SandboxId
 
 GUEST_SOCKET_DIR = "/run/rlm"
 GUEST_CONTEXT_DIR = "/context"
@@ -25,15 +26,41 @@ class SandboxSpec:
     """User and group the guest runs as."""
     runtime: str
     """OCI runtime: `runc` or `runsc`."""
+    expires_at_s: int = 0
+    """Unix time at which its maker has certainly ended it, or is gone. 0 for never."""
+    record: Path | None = None
+    """Where the driver writes the engine's own id of the sandbox before it starts it, so that what a failed
+    start leaves running can be found."""
 
 
 class Ending(Enum):
-    """How the process behind a sandbox went away, as the engine tells it."""
+    """How the process behind a sandbox went away, as the engine tells it. See `sandbox/endings.py`."""
 
     RUNNING = "running"
     EXITED = "exited"
     OUT_OF_MEMORY = "out of memory"
+    """It was killed, and the kernel had killed something of it for memory, at that moment or before."""
+    KILLED = "killed"
+    """By a SIGKILL, and not for memory: nothing inside can send its first process one."""
     GONE = "gone"
+
+
+class Counters(NamedTuple):
+    """What the kernel counted against a sandbox since its start; None for what the host cannot read."""
+
+    oom_kills: int | None
+    """Processes killed for memory."""
+    refused_forks: int | None
+    """Processes and threads refused at the limit."""
+
+
+class Found(NamedTuple):
+    """A sandbox on the engine, whoever made it."""
+
+    sandbox_id: SandboxId
+    instance_id: InstanceId
+    expires_at_s: int
+    uid: int
 
 
 class SandboxDriver(Protocol):
@@ -50,7 +77,7 @@ class SandboxDriver(Protocol):
     async def start(self, spec: SandboxSpec) -> None:
         """Start a sandbox whose worker will dial its socket.
 
-        When it raises, nothing is left behind.
+        Whether it raises or not, something may be there: `destroy` must follow.
 
         Raises:
             SandboxStartError: This sandbox did not start; another may.
@@ -59,10 +86,10 @@ class SandboxDriver(Protocol):
         ...
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
-        """End a sandbox and everything in it. One that is gone already is fine.
+        """End a sandbox and everything in it, and see that it is gone. One that is gone already is fine.
 
         Raises:
-            EngineError: The engine did not confirm before the deadline; the sandbox may still be there.
+            EngineError: The engine did not confirm before its deadline; the sandbox may still be there.
         """
         ...
 
@@ -71,7 +98,23 @@ class SandboxDriver(Protocol):
         ...
 
     async def ending(self, sandbox_id: SandboxId) -> Ending:
-        """How the sandbox went away, for a sandbox that was not destroyed by us."""
+        """How the sandbox went away, for a sandbox that was not destroyed by us.
+
+        Raises:
+            EngineError: The engine does not answer.
+        """
+        ...
+
+    def counters(self, sandbox_id: SandboxId) -> Counters:
+        """What the kernel counted against a sandbox; quick, and never raises."""
+        ...
+
+    async def found(self) -> Sequence[Found]:
+        """All sandboxes on the engine, running or not, those of other orchestrators too.
+
+        Raises:
+            EngineError: The engine does not answer.
+        """
         ...
 
     async def aclose(self) -> None:

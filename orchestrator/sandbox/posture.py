@@ -11,8 +11,28 @@ from orchestrator.sandbox.port import GUEST_CONTEXT_DIR, GUEST_SOCKET_DIR, GUEST
 
 LABEL_INSTANCE = "rlm.instance"
 LABEL_SANDBOX = "rlm.sandbox"
+LABEL_EXPIRES = "rlm.expires"
+"""Unix time, in seconds, at which whoever made the sandbox has certainly ended it, or is gone."""
+LABEL_UID = "rlm.uid"
+
+TMP_FILES = 16_384
+"""Files in the guest's /tmp; each takes kernel memory besides its bytes."""
 
 _MIB = 1024 * 1024
+
+# Both are lists of the engine's too, which grow with its version. These are the same on every engine.
+_MASKED_PATHS = [
+    # Secrets of the kernel, of the hardware, of others' work. Most are for root alone; we count on no uid.
+    "/proc/acpi", "/proc/asound", "/proc/config.gz", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore",
+    "/proc/keys", "/proc/latency_stats", "/proc/modules", "/proc/sched_debug", "/proc/scsi",
+    "/proc/timer_list", "/proc/timer_stats", "/sys/firmware", "/sys/kernel/debug", "/sys/kernel/tracing",
+    "/sys/kernel/security",
+    # From the power that a processor draws its keys have been read (CVE-2020-8694).
+    "/sys/devices/virtual/powercap", "/sys/class/powercap",
+    # How the host was started, what its disks are called: nothing a cell needs.
+    "/proc/cmdline", "/proc/diskstats", "/proc/partitions", "/proc/swaps", "/sys/devices/virtual/dmi",
+]  # fmt: skip
+_READ_ONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +65,13 @@ def create_arguments(
         "OpenStdin": False,
         "Tty": False,
         "StopSignal": "SIGKILL",  # there is nothing in there to say goodbye to
-        "Labels": {LABEL_INSTANCE: instance_id, LABEL_SANDBOX: spec.sandbox_id},
+        "Labels": {
+            # Who made it and until when it may live: for the reaper (`sandbox/reaper.py`).
+            LABEL_INSTANCE: instance_id,
+            LABEL_SANDBOX: spec.sandbox_id,
+            LABEL_EXPIRES: str(spec.expires_at_s),
+            LABEL_UID: str(spec.uid),
+        },
         "HostConfig": _host_config(spec, resources),
     }
 
@@ -62,21 +88,29 @@ def _host_config(spec: SandboxSpec, resources: Resources) -> dict[str, object]:
             "no-new-privileges:true",  # nothing in the image is setuid; this makes sure
             f"seccomp={_seccomp_profile()}",  # ours: the engine's own depends on its version
         ],
+        "MaskedPaths": _MASKED_PATHS,
+        "ReadonlyPaths": _READ_ONLY_PATHS,
         "ReadonlyRootfs": True,
         "Tmpfs": {
             # noexec is hygiene, not a wall: Python runs whatever it reads.
-            GUEST_TMP_DIR: f"rw,noexec,nosuid,nodev,size={resources.tmp_bytes},nr_inodes=16384,mode=1777",
+            GUEST_TMP_DIR: (
+                f"rw,noexec,nosuid,nodev,size={resources.tmp_bytes},nr_inodes={TMP_FILES},mode=1777"
+            ),
         },
+        # No option of the engine makes these two nosuid, nodev and noexec; a state directory on a file system
+        # that is hands it on. They hold no setuid file, device or program, and no guest makes one.
         "Mounts": [
-            _read_only_bind(
-                str(spec.socket_dir), GUEST_SOCKET_DIR
-            ),  # it can talk, but not replace the socket
+            # It can talk, but not replace the socket.
+            _read_only_bind(str(spec.socket_dir), GUEST_SOCKET_DIR),
             _read_only_bind(str(spec.context_dir), GUEST_CONTEXT_DIR),
         ],
         "Memory": resources.memory_bytes,
-        "MemorySwap": resources.memory_bytes,  # equal: no swap beyond memory
+        # Equal: no swap beyond memory. No MemorySwappiness beside it: cgroup version 2 has no such thing, and
+        # needs none, since this means no swap at all there; its engines warn of it.
+        "MemorySwap": resources.memory_bytes,
         "OomScoreAdj": 500,  # before anything of the host
         "NanoCpus": int(resources.cpus * 1e9),
+        "CpuShares": 128,  # of 1,024: on a busy machine its owner's other containers come first
         "PidsLimit": resources.pids,
         "Ulimits": [
             # No nproc: it counts per uid, not per container. PidsLimit does that job.

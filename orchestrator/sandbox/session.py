@@ -27,6 +27,7 @@ from orchestrator.limits import (
     OUTPUT_HEAD_BYTES,
     OUTPUT_TAIL_BYTES,
 )
+from orchestrator.sandbox.endings import StreamEnd
 from orchestrator.sandbox.port import SandboxDriver
 from orchestrator.sandbox.protocol import AttachProtocol
 
@@ -77,11 +78,19 @@ class SandboxSession(sandbox_pb2_grpc.SandboxServiceServicer):
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._over: asyncio.Future[SandboxError] = asyncio.get_running_loop().create_future()
         self._result: asyncio.Future[CellResult] | None = None
+        self._is_silent = False
 
     @property
     def hash_seed(self) -> int:
         """The seed the interpreter started with; known once the sandbox is ready."""
         return self._protocol.hash_seed
+
+    @property
+    def stream_end(self) -> StreamEnd:
+        """How the stream ended, once `run_cell` has said that the sandbox is lost."""
+        if self._over.done() and isinstance(self._over.result(), GuestProtocolError):
+            return StreamEnd.UNRULY
+        return StreamEnd.SILENT if self._is_silent else StreamEnd.CLOSED
 
     async def ready_within(self, timeout_s: float) -> bool:
         """Whether the worker's Hello came in time.
@@ -128,16 +137,20 @@ class SandboxSession(sandbox_pb2_grpc.SandboxServiceServicer):
         self, cell_id: int, result: asyncio.Future[CellResult], clock: CellClock, cpu: CpuMeter
     ) -> CellResult:
         while not await self._came(result, self._until_next_look_s(clock)):
-            if clock.passed(time.monotonic(), await cpu.spent_s()):
-                break
-        else:
-            return result.result()
+            passed = clock.passed(time.monotonic(), await cpu.spent_s())
+            if passed is not None:
+                return replace(await self._stopped(cell_id, result), passed=passed)
+        return result.result()
+
+    async def _stopped(self, cell_id: int, result: asyncio.Future[CellResult]) -> CellResult:
+        """The result of a cell that has had its time."""
         await self._send(pb.AttachResponse(interrupt_cell=pb.InterruptCell(cell_id=cell_id)))
         if await self._came(result, INTERRUPT_GRACE_S):
             return result.result()
         await self._send(pb.AttachResponse(kill_interpreter=pb.KillInterpreter(cell_id=cell_id)))
         if await self._came(result, KILL_GRACE_S):
             return result.result()
+        self._is_silent = True
         raise SandboxLostError("the sandbox's worker does not answer")
 
     @staticmethod
@@ -165,9 +178,10 @@ class SandboxSession(sandbox_pb2_grpc.SandboxServiceServicer):
             # A guest that does not read stops the stream's flow, and would stop us.
             async with asyncio.timeout(WRITE_S):
                 await self._stream.write(message)
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+        except (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:
             raise SandboxLostError("the sandbox's stream broke") from error
         except TimeoutError as error:
+            self._is_silent = True
             lost = SandboxLostError("the sandbox's worker does not read")
             if not self._over.done():
                 # The write is still under way, and there can't be a second one.

@@ -6,16 +6,16 @@ cells are the bodies of coroutines, with the names below in scope. It isolates n
 
 import asyncio
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import grpc.aio
 from rlm_proto.v1 import broker_pb2, broker_pb2_grpc, sandbox_pb2, sandbox_pb2_grpc
 
-from orchestrator.ids import SandboxId
+from orchestrator.ids import InstanceId, SandboxId
 from orchestrator.rpc.guest_server import SOCKET_NAME
-from orchestrator.sandbox.port import Ending, SandboxSpec
+from orchestrator.sandbox.port import Counters, Ending, Found, SandboxSpec
 
 
 class _FinalError(Exception):
@@ -25,6 +25,7 @@ class _FinalError(Exception):
 class InProcessDriver:
     """See `SandboxDriver`."""
 
+    instance_id = InstanceId("i0")
     image = "none"
 
     def __init__(self) -> None:
@@ -53,6 +54,12 @@ class InProcessDriver:
         if guest is None:
             return Ending.GONE
         return Ending.EXITED if guest.done() else Ending.RUNNING
+
+    def counters(self, sandbox_id: SandboxId) -> Counters:
+        return Counters(oom_kills=None, refused_forks=None)
+
+    async def found(self) -> Sequence[Found]:
+        return [Found(sandbox_id, self.instance_id, 0, 0) for sandbox_id in self._guests]
 
     async def aclose(self) -> None:
         for sandbox_id in tuple(self._guests):

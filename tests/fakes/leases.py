@@ -47,6 +47,7 @@ class FakeLeases:
         runtime: str,
         guest_services: Sequence[AddServices],
         max_concurrent_calls: int,
+        wanted_for_s: float = 0.0,
     ) -> AsyncIterator[FakeSandbox]:
         """See `SandboxLeases.open`."""
         if self.start:

@@ -10,14 +10,14 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.errors import SandboxStartError
-from orchestrator.ids import SandboxId
+from orchestrator.ids import InstanceId, SandboxId
 from orchestrator.rpc.guest_server import SOCKET_NAME
-from orchestrator.sandbox.port import Ending, SandboxSpec
+from orchestrator.sandbox.port import Counters, Ending, Found, SandboxSpec
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +25,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 class ProcessDriver:
     """See `SandboxDriver`."""
 
+    instance_id = InstanceId("i0")
     image = "this machine's Python"
 
     def __init__(self) -> None:
@@ -74,6 +75,12 @@ class ProcessDriver:
         if worker is None:
             return Ending.GONE
         return Ending.RUNNING if worker.returncode is None else Ending.EXITED
+
+    def counters(self, sandbox_id: SandboxId) -> Counters:
+        return Counters(oom_kills=None, refused_forks=None)
+
+    async def found(self) -> Sequence[Found]:
+        return [Found(sandbox_id, self.instance_id, 0, 0) for sandbox_id in self._workers]
 
     async def aclose(self) -> None:
         for sandbox_id in tuple(self._workers):

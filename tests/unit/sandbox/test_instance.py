@@ -3,16 +3,23 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import MachineError, SandboxStartError
+from orchestrator.errors import MachineError
 from orchestrator.ids import InstanceId, SandboxId
-from orchestrator.sandbox import instance as instances
-from orchestrator.sandbox.instance import claim_instance, dead_instances, forget_instance
+from orchestrator.sandbox import uids
+from orchestrator.sandbox.instance import (
+    Instance,
+    claim_instance,
+    containers_of,
+    dead_instances,
+    forget_instance,
+    living_instances,
+)
 
 SANDBOX = SandboxId("s0")
 
@@ -27,11 +34,13 @@ def as_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1_000)
 
 
+Claim = Callable[[], AbstractContextManager[Instance]]
+
+
 @pytest.fixture
-def few_uids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two blocks of two uids."""
-    monkeypatch.setattr(instances, "_UIDS_PER_INSTANCE", 2)
-    monkeypatch.setattr(instances, "_UID_BLOCKS", 2)
+def claim(tmp_path: Path) -> Claim:
+    """Claims an instance whose uids are not the host's real ones."""
+    return lambda: claim_instance(tmp_path, uids_dir=tmp_path / "uids")
 
 
 def left_in(state_dir: Path) -> list[str]:
@@ -145,56 +154,62 @@ def test_a_sandboxs_directories_are_gone_after_it(tmp_path: Path) -> None:
         assert not socket_dir.parent.exists()
 
 
-# --- Uids -------------------------------------------------------------------------------------------------
+# --- Sandboxes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("as_user")
 def test_who_is_not_root_gives_no_uids(tmp_path: Path) -> None:
-    with claim_instance(tmp_path) as instance, instance.guest_uid() as uid:
-        assert uid is None
-
-
-def uids(instance: instances.Instance, stack: ExitStack) -> Iterator[int | None]:
-    while True:
-        yield stack.enter_context(instance.guest_uid())
+    with claim_instance(tmp_path) as instance:
+        assert instance.begin(SANDBOX) is None
+        instance.ended(SANDBOX, None)
 
 
 @pytest.mark.usefixtures("as_root")
-def test_no_two_sandboxes_share_a_uid_across_all_instances(tmp_path: Path) -> None:
-    with claim_instance(tmp_path) as first, claim_instance(tmp_path) as second, ExitStack() as stack:
-        given = [next(uids(instance, stack)) for _ in range(50) for instance in (first, second)]
-    assert len(set(given)) == 100
-    assert all(uid is not None and 200_000 <= uid < 1_200_000 for uid in given)
+@pytest.mark.case("F08")
+def test_a_sandbox_that_may_still_be_there_keeps_its_uid_and_its_record(claim: Claim) -> None:
+    leaks: list[int] = []
+    with claim() as instance:
+        instance.on_leaks = leaks.append
+        uid = instance.begin(SANDBOX)
+        instance.record(SANDBOX).write_text("c0")
+        instance.leak(SANDBOX, uid)
+        assert (instance.alive, instance.leaked) == (set(), {SANDBOX: uid})
+        others = {instance.begin(SandboxId(f"s{number}")) for number in range(1, 500)}
+        assert uid not in others
+        assert instance.containers([SANDBOX]) == ["c0"]
+        instance.ended(SANDBOX, uid)
+        assert instance.containers([SANDBOX]) == []
+        assert leaks == [1, 0]
 
 
 @pytest.mark.usefixtures("as_root")
-def test_a_uid_is_not_used_again_soon(tmp_path: Path) -> None:
-    with claim_instance(tmp_path) as instance, ExitStack() as stack:
-        with instance.guest_uid() as used:
-            pass
-        assert used not in [next(uids(instance, stack)) for _ in range(900)]
+@pytest.mark.case("F06")
+def test_an_instance_that_ends_with_a_leaked_sandbox_leaves_what_the_next_one_needs_to_find_it(
+    claim: Claim, tmp_path: Path
+) -> None:
+    with claim() as instance:
+        uid = instance.begin(SANDBOX)
+        instance.record(SANDBOX).write_text("c0")
+        (instance.contexts_dir / "blob").touch()
+        instance.leak(SANDBOX, uid)
+    with claim() as following:
+        assert dead_instances(tmp_path) == [instance.instance_id]
+        assert living_instances(tmp_path, dead_instances(tmp_path)) == {following.instance_id}
+        assert containers_of(tmp_path, instance.instance_id) == {SANDBOX: "c0"}
+        assert not instance.contexts_dir.exists()
 
 
-@pytest.mark.usefixtures("as_root", "few_uids")
-def test_a_sandbox_for_which_no_uid_is_left_does_not_start(tmp_path: Path) -> None:
-    with (
-        claim_instance(tmp_path) as instance,
-        instance.guest_uid(),
-        instance.guest_uid(),
-        pytest.raises(SandboxStartError, match="no uid left"),
-        instance.guest_uid(),
-    ):
-        pass
-
-
-@pytest.mark.usefixtures("as_root", "few_uids")
-def test_an_instance_for_which_no_uids_are_left_does_not_start_and_leaves_nothing(tmp_path: Path) -> None:
-    with claim_instance(tmp_path) as first, claim_instance(tmp_path) as second:
+@pytest.mark.usefixtures("as_root")
+def test_an_instance_for_which_no_uids_are_left_does_not_start_and_leaves_nothing(
+    claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uids, "_BLOCKS", 2)
+    with claim() as first, claim() as second:
         before, files = left_in(tmp_path), open_files()
-        with pytest.raises(MachineError, match="too many"), claim_instance(tmp_path):
+        with pytest.raises(MachineError, match="too many"), claim():
             pass
         assert left_in(tmp_path) == before
         assert open_files() == files
         assert first.instance_id != second.instance_id
-    with claim_instance(tmp_path):
+    with claim():
         pass

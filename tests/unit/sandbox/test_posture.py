@@ -12,6 +12,7 @@ SPEC = SandboxSpec(
     context_dir=Path("/state/ctx"),
     uid=200_001,
     runtime="runsc",
+    expires_at_s=1_700_000_600,
 )
 RESOURCES = Resources(
     memory_bytes=512 << 20,
@@ -46,7 +47,12 @@ def test_a_sandbox_is_created_with_exactly_this_and_nothing_else() -> None:
         "OpenStdin": False,
         "Tty": False,
         "StopSignal": "SIGKILL",
-        "Labels": {"rlm.instance": "i1", "rlm.sandbox": "s1"},
+        "Labels": {
+            "rlm.instance": "i1",
+            "rlm.sandbox": "s1",
+            "rlm.expires": "1700000600",
+            "rlm.uid": "200001",
+        },
         "HostConfig": {
             "Runtime": "runsc",
             "NetworkMode": "none",
