@@ -7,19 +7,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.config import Settings
-from orchestrator.errors import InvalidRequestError, KeyMissingError, ProviderUnreachableError
+from orchestrator.errors import InvalidRequestError, ProviderUnreachableError
 from orchestrator.models import price_file
 from orchestrator.models.breaker import GuardedClient
 from orchestrator.models.catalogue import SCRIPTED_PREFIX
 from orchestrator.models.choice import Policy, Wanted, choose
-from orchestrator.models.platforms import ANTHROPIC_URL
 from orchestrator.models.port import Model, ModelClient
 from orchestrator.models.price_file import PriceList
+from orchestrator.models.provider.connection import connect
+from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.models.scripted import ScriptedClient, load_script
+from orchestrator.shielding import run_shielded
 
 _CONNECT_S = 5.0
-_NO_KEY = "none"
-"""Sent to a server of one's own when no key is set: the SDK insists on sending one."""
 _PROVIDER = ""
 """What stands for the provider where a scripted model has its own name: all its models share one client, and
 so one circuit breaker."""
@@ -27,15 +27,21 @@ so one circuit breaker."""
 
 @asynccontextmanager
 async def open_models(
-    wanted: Wanted, settings: Settings, *, base_url: str
+    wanted: Wanted, settings: Settings, provider: ProviderProcess | None = None
 ) -> AsyncIterator[dict[str, Model]]:
     """The models of a run tree by name, role and alias, connected for the length of the block.
 
+    Args:
+        wanted: The models.
+        settings: The process's settings.
+        provider: The process to ask for all models but scripted ones. It can be connected to once.
+
     Raises:
         ModelNotAllowedError: The settings don't allow a model, or nothing says what it costs.
-        InvalidRequestError: A script or price file that does not load, an address that is none.
+        InvalidRequestError: A script or price file that does not load, an address that is none, a model of a
+            provider and no process to ask it.
         KeyMissingError: The provider needs a key and there is none.
-        MachineError: The platform's own library is not installed.
+        MachineError: The platform's own library is not installed, or the provider process does not work.
         ProviderUnreachableError: Nothing answers at the address.
     """
     prices = price_file.read(settings.prices_file) if settings.prices_file else PriceList()
@@ -46,17 +52,12 @@ async def open_models(
             clients[served_by] = (
                 ScriptedClient(load_script(Path(served_by.removeprefix(SCRIPTED_PREFIX))))
                 if served_by
-                else await _provider(settings, base_url)
+                else await _asked_of(provider)
             )
         yield {name: Model(card, clients[_served_by(card.name)]) for name, card in cards.items()}
     finally:
         for client in clients.values():
             await client.aclose()
-
-
-def provider_url(settings: Settings, base_url: str = "") -> str:
-    """The address that calls go to."""
-    return base_url or (settings.platform.url if settings.platform else ANTHROPIC_URL)
 
 
 def _served_by(model: str) -> str:
@@ -86,20 +87,13 @@ async def check_address(base_url: str) -> None:
     writer.close()
 
 
-async def _provider(settings: Settings, base_url: str) -> ModelClient:
-    url = provider_url(settings, base_url)
-    if not settings.platform and not settings.api_key and url == ANTHROPIC_URL:
-        raise KeyMissingError(
-            "no key for the model provider: set ANTHROPIC_API_KEY, or name a server with --base-url"
-        )
-    await check_address(url)
-    # Here and not above: it takes a second and 75 MB, and a scripted run needs neither.
-    from orchestrator.models import sdk  # noqa: PLC0415
-    from orchestrator.models.anthropic_client import AnthropicClient  # noqa: PLC0415
-
-    connection = (
-        sdk.on_platform(settings.platform, url)
-        if settings.platform
-        else sdk.anthropic_api(settings.api_key or _NO_KEY, url)
-    )
-    return GuardedClient(AnthropicClient(connection))
+async def _asked_of(provider: ProviderProcess | None) -> ModelClient:
+    if provider is None:
+        raise InvalidRequestError("a model of a provider needs a provider process to ask, and there is none")
+    connection = await connect(provider)
+    try:
+        await check_address(provider.base_url)
+    except BaseException:
+        await run_shielded(connection.client.aclose())
+        raise
+    return GuardedClient(connection.client)

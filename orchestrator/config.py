@@ -8,6 +8,8 @@ from pathlib import Path
 
 from orchestrator.errors import InvalidRequestError
 from orchestrator.models.platforms import Bedrock, Foundry, Platform, Vertex
+from orchestrator.models.provider.environment import environment_for
+from orchestrator.models.provider.sealed import VARIABLE
 from orchestrator.sandbox.runtimes import EVERYBODY
 
 _PREFIX = "RLM_"
@@ -56,7 +58,7 @@ class SandboxSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Everything the process is told by its environment."""
+    """All that the process is told by its environment, credentials apart: they have left it (`cli.start`)."""
 
     state_dir: Path
     """RLM_STATE_DIR: sockets and staged contexts, private to this user. Its path must be short: a Unix
@@ -66,10 +68,10 @@ class Settings:
     max_sandboxes: int = 16
     """RLM_MAX_SANDBOXES: containers at once. A run tree needs max_depth + 1 of them."""
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
-    api_key: str = field(default="", repr=False)
-    """ANTHROPIC_API_KEY. Sent to the provider and nowhere else."""
     platform: Platform | None = None
     """RLM_PROVIDER: where the models are served; None for Anthropic's own address or a server like it."""
+    provider_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What the provider process has of the environment. A proxy's address may hold a password."""
     prices_file: Path | None = None
     """RLM_PRICES_FILE: prices and sizes of models, and aliases, over those that we ship."""
     models_allowed: Sequence[str] = ()
@@ -92,18 +94,20 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         InvalidRequestError: A name starting with RLM_ is unknown (most likely misspelt), or a value makes no
             sense.
     """
-    unknown = sorted(name for name in environment if name.startswith(_PREFIX) and name not in _KNOWN)
+    ours = {name for name in environment if name.startswith(_PREFIX)}
+    unknown = sorted(ours - _KNOWN - {VARIABLE})
     if unknown:
         raise InvalidRequestError(
             f"unknown settings: {', '.join(unknown)}; known are {', '.join(sorted(_KNOWN))}"
         )
+    platform = _platform(environment)
     return Settings(
         state_dir=Path(environment.get("RLM_STATE_DIR") or _default_state_dir(environment)),
         image=environment.get("RLM_IMAGE", ""),
         max_sandboxes=_positive(environment, "RLM_MAX_SANDBOXES", 16),
         sandbox=SandboxSettings(memory_mib=_positive(environment, "RLM_SANDBOX_MEMORY_MIB", 512)),
-        api_key=environment.get("ANTHROPIC_API_KEY", ""),
-        platform=_platform(environment),
+        platform=platform,
+        provider_environment=environment_for(platform, environment),
         prices_file=Path(environment["RLM_PRICES_FILE"]) if environment.get("RLM_PRICES_FILE") else None,
         models_allowed=_listed(environment.get("RLM_MODELS_ALLOWED", "")),
         runsc_tenants=_tenants(environment, "RLM_RUNSC_TENANTS"),
@@ -115,7 +119,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def _platform(environment: Mapping[str, str]) -> Platform | None:
-    """The platform and its credentials, under the names that its own tools read."""
+    """The platform, under the names that its own tools read, and without its credentials."""
     match environment.get("RLM_PROVIDER", ""):
         case "" | "anthropic":
             return None
@@ -123,10 +127,6 @@ def _platform(environment: Mapping[str, str]) -> Platform | None:
             region = "AWS_REGION" if environment.get("AWS_REGION") else "AWS_DEFAULT_REGION"
             return Bedrock(
                 region=_host_part(environment, region),
-                bearer_token=environment.get("AWS_BEARER_TOKEN_BEDROCK", ""),
-                access_key_id=environment.get("AWS_ACCESS_KEY_ID", ""),
-                secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY", ""),
-                session_token=environment.get("AWS_SESSION_TOKEN", ""),
                 profile=environment.get("AWS_PROFILE", ""),
             )
         case "vertex":
@@ -135,10 +135,7 @@ def _platform(environment: Mapping[str, str]) -> Platform | None:
                 project_id=_host_part(environment, "ANTHROPIC_VERTEX_PROJECT_ID"),
             )
         case "foundry":
-            return Foundry(
-                resource=_host_part(environment, "ANTHROPIC_FOUNDRY_RESOURCE"),
-                api_key=environment.get("ANTHROPIC_FOUNDRY_API_KEY", ""),
-            )
+            return Foundry(resource=_host_part(environment, "ANTHROPIC_FOUNDRY_RESOURCE"))
         case other:
             raise InvalidRequestError(
                 f"RLM_PROVIDER must be anthropic, bedrock, vertex or foundry, not {other!r}"

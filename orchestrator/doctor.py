@@ -7,18 +7,21 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 
-from orchestrator.access import check_address, provider_url
+from orchestrator.access import check_address
 from orchestrator.config import Settings
 from orchestrator.engine import LookedAt, look_at_engine
 from orchestrator.errors import EngineError, MachineError, OrchestratorError
 from orchestrator.ids import LOCAL_TENANT
 from orchestrator.machine import check_state_dir, image_id
+from orchestrator.models.provider.connection import connect
+from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.runtime_probe import probe_runtime
 from orchestrator.sandbox.engine_facts import EngineFacts
 from orchestrator.sandbox.preflight import Objection, runtime_objection
 from orchestrator.sandbox.runtimes import EVERYBODY, RUNTIMES, runtime_for
 
 _PROBE_CELLS = 200
+_OWN_SERVER = "name a server of your own with --base-url"
 
 
 class Level(Enum):
@@ -41,8 +44,8 @@ class Check:
     what_to_do: str = ""
 
 
-async def doctor(settings: Settings) -> AsyncIterator[Check]:
-    """Look at everything a run needs; each finding as it comes."""
+async def doctor(settings: Settings, provider: ProviderProcess) -> AsyncIterator[Check]:
+    """Look at everything a run needs; each finding as it comes. The provider process is connected to."""
     yield _check_state_dir(settings)
     tenants = _check_tenants(settings)
     if tenants is not None:
@@ -63,8 +66,8 @@ async def doctor(settings: Settings) -> AsyncIterator[Check]:
         with closing(engine.client):
             async for check in _engine_and_what_it_has(settings, engine):
                 yield check
-    yield _check_key(settings)
-    yield await _check_provider(settings)
+    yield await _check_key(provider)
+    yield await _check_provider(provider)
 
 
 async def _engine_and_what_it_has(settings: Settings, engine: LookedAt) -> AsyncIterator[Check]:
@@ -98,9 +101,14 @@ def _wall(objections: Sequence[Objection]) -> Iterator[Check]:
         yield Check(objection.name, level, objection.described, objection.what_to_do)
 
 
+def runtime_check(runtime: str) -> str:
+    """The name of the check of a runtime."""
+    return f"runtime {runtime}"
+
+
 async def _check_runtime(settings: Settings, runtime: str, engine: LookedAt) -> Check:
     """Start a real sandbox on the runtime and run cells in it."""
-    name = f"runtime {runtime}"
+    name = runtime_check(runtime)
     needed = runtime == runtime_for(LOCAL_TENANT, None, held_to_gvisor=settings.runsc_tenants)
     bad = Level.FAILURE if needed else Level.WARNING
     missing = runtime_objection(runtime, engine.facts)
@@ -132,21 +140,23 @@ def _check_tenants(settings: Settings) -> Check | None:
     return Check("tenants", Level.OK, f"held to gVisor: {held}")
 
 
-def _check_key(settings: Settings) -> Check:
-    if settings.platform:
-        detail = f"{type(settings.platform).__name__}: credentials are looked for with the first call"
-        return Check("key", Level.OK, detail)
-    if settings.api_key:
-        return Check("key", Level.OK, "ANTHROPIC_API_KEY is set")
-    mend = "set ANTHROPIC_API_KEY, or name a server of your own with --base-url"
-    return Check("key", Level.FAILURE, "no key", mend)
-
-
-async def _check_provider(settings: Settings) -> Check:
-    url = provider_url(settings)
+async def _check_key(provider: ProviderProcess) -> Check:
     try:
-        await check_address(url)
+        connection = await connect(provider)
     except OrchestratorError as error:
-        mend = "check the network, or name a server with --base-url"
-        return Check("provider", Level.FAILURE, str(error), mend)
-    return Check("provider", Level.OK, f"{url} answers")
+        mend = f"docs/models.md has the names; to do without: {_OWN_SERVER}"
+        return Check("key", Level.FAILURE, str(error), mend)
+    await connection.client.aclose()
+    if connection.credentials:
+        detail = f"{', '.join(connection.credentials)} held in a process of its own"
+    else:
+        detail = f"{type(provider.platform).__name__}: credentials are looked for with the first call"
+    return Check("key", Level.OK, detail)
+
+
+async def _check_provider(provider: ProviderProcess) -> Check:
+    try:
+        await check_address(provider.base_url)
+    except OrchestratorError as error:
+        return Check("provider", Level.FAILURE, str(error), f"check the network, or {_OWN_SERVER}")
+    return Check("provider", Level.OK, f"{provider.base_url} answers")

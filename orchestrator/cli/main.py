@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from orchestrator.cli import amounts, exits, held_signals
+from orchestrator.cli import amounts, exits, held_signals, provider
 from orchestrator.config import Settings, read_settings
 from orchestrator.conversation import Dialect
 from orchestrator.errors import OrchestratorError
@@ -162,8 +162,9 @@ def run(
         cell_ceiling_s=max(_DEFAULTS.cell_ceiling_s, cell_timeout_s),
     )
     settings = _settings()
+    named = (model or DEFAULT_MODEL, sub_model or (model or DEFAULT_SUB_MODEL), *(allow_model or ()))
     # A signal during the imports must find somebody who prints the object of --json.
-    with held_signals.held():
+    with held_signals.held(), provider.started_for(named, settings, base_url) as provider_process:
         from orchestrator.app import RunOptions  # noqa: PLC0415 - a second of docker, grpc and rich
         from orchestrator.cli import run as command  # noqa: PLC0415 - likewise
 
@@ -174,7 +175,6 @@ def run(
             model=model or DEFAULT_MODEL,
             sub_model=sub_model or ("" if model else DEFAULT_SUB_MODEL),
             allow_models=tuple(allow_model or ()),
-            base_url=base_url,
             dialect=dialect,
             runtime=runtime.value if runtime else None,
             memoise=memoise,
@@ -184,20 +184,45 @@ def run(
             window_tokens=window_tokens,
         )
         live = command.stderr_can_be_redrawn(os.environ.get("TERM"))
-        code = command.run(options, settings, events_path=events, as_json=as_json, live=live)
+        code = command.run(
+            options,
+            settings,
+            provider=provider_process,
+            events_path=events,
+            as_json=as_json,
+            live=live,
+        )
     raise typer.Exit(code)
 
 
 @app.command()
 def doctor(
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Attack sandboxes of your own on this machine, and print a table.")
+    ] = False,
+    runtime: Annotated[
+        Runtime | None, typer.Option(help="With --probe: on this one; on each that works unless given.")
+    ] = None,
 ) -> None:
-    """Look at the engine, its runtimes, the image and the key, and say what to do about each."""
+    """Look at the engine, its runtimes, the image and the key, and say what to do about each.
+
+    Exit code: 0 all is well, 1 stopped, 2 wrong use, 3 something is missing or a door is open.
+    """
+    if runtime and not probe:
+        raise typer.BadParameter("it goes with --probe.", param_hint="'--runtime'")
     settings = _settings()
-    with held_signals.held():
+    with held_signals.held(), provider.started(settings) as provider_process:
         from orchestrator.cli import doctor as command  # noqa: PLC0415 - as in `run`
 
-        code = command.doctor(settings, as_json=as_json)
+        code = command.doctor(
+            settings,
+            provider_process,
+            as_json=as_json,
+            probe=probe,
+            runtime=runtime.value if runtime else None,
+        )
     raise typer.Exit(code)
 
 
@@ -269,7 +294,7 @@ def _settings() -> Settings:
 
 
 def main() -> None:
-    """The entry point of `rlm`."""
+    """The command line, in a process that `start` has freed of credentials."""
     # gRPC's core writes to stderr by itself, past everything that makes text visible; a guest can provoke it.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:

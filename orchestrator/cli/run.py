@@ -23,6 +23,7 @@ from orchestrator.config import Settings
 from orchestrator.errors import CallerError, InvariantError, MachineError, ModelError, OrchestratorError
 from orchestrator.errors import SandboxError as SandboxFailure
 from orchestrator.ids import RunId
+from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.runs.recorder import Observer
 from orchestrator.turn import Outcome
 
@@ -55,7 +56,13 @@ class _End:
 
 
 def run(
-    options: RunOptions, settings: Settings, *, events_path: Path | None, as_json: bool, live: bool
+    options: RunOptions,
+    settings: Settings,
+    *,
+    provider: ProviderProcess | None,
+    events_path: Path | None,
+    as_json: bool,
+    live: bool,
 ) -> Exit:
     """Answer one question and print what came of it.
 
@@ -64,6 +71,7 @@ def run(
     Args:
         options: The question.
         settings: The process's settings.
+        provider: Has the provider's credentials; None for scripted models alone.
         events_path: Where every event is written.
         as_json: Print the object of docs/command-line.md.
         live: Show the run tree live; stderr is a terminal that can.
@@ -82,12 +90,18 @@ def run(
         logged = _Logged(display)
         logging.getLogger().addHandler(logged)
         stack.callback(logging.getLogger().removeHandler, logged)
-        end = asyncio.run(_watched(options, settings, tree, display, observers))
+        end = asyncio.run(_watched(options, settings, tree, display, observers, provider=provider))
     return _print(end, tree, as_json=as_json, live=live)
 
 
 async def _watched(
-    options: RunOptions, settings: Settings, tree: RunTree, display: Display, observers: list[Observer]
+    options: RunOptions,
+    settings: Settings,
+    tree: RunTree,
+    display: Display,
+    observers: list[Observer],
+    *,
+    provider: ProviderProcess | None,
 ) -> _End:
     started_s = time.monotonic()
 
@@ -101,7 +115,7 @@ async def _watched(
         return _from_events(tree, options, outcome, why, time.monotonic() - started_s)
 
     async with display:
-        work = app.run(options, settings, observers=observers, say=display.say)
+        work = app.run(options, settings, provider=provider, observers=observers, say=display.say)
         try:
             finished = await signals.until_stopped(work, stopping)
         except signals.StoppedError:

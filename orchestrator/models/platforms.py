@@ -1,11 +1,15 @@
 """Where Anthropic's models are served besides Anthropic's own address, and what a client there needs.
 
-Plain values, made from the environment by `config` or by a library's user. What the SDK does with them is in
-`sdk`.
+Plain values. `config` makes them from the environment, without any credential; the provider process adds
+those (`credentials.with_credentials`). What the SDK does with them is in `sdk`.
 """
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TypeAlias
+from urllib.parse import urlsplit
+
+from orchestrator.errors import InvalidRequestError, MachineError
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 
@@ -65,3 +69,42 @@ class Foundry:
 
 
 Platform: TypeAlias = Bedrock | Vertex | Foundry
+
+
+def check_url(url: str) -> None:
+    """Of a server, or of a proxy.
+
+    Raises:
+        InvalidRequestError: It is no http or https URL.
+    """
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        known = False
+    if not known:
+        # Not quoted: it may hold a password.
+        raise InvalidRequestError("the model provider's address, or the proxy's, is no http or https URL")
+
+
+def check_installed(platform: Platform) -> None:
+    """Whether the platform's own library is there.
+
+    Raises:
+        MachineError: It is not.
+    """
+    match platform:
+        case Bedrock():
+            # With a bearer token too: it reads the streams.
+            _need("boto3", "bedrock")
+        case Vertex() if not platform.access_token:
+            _need("google.auth", "vertex")
+
+
+def _need(module: str, extra: str) -> None:
+    try:
+        found = find_spec(module) is not None
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        raise MachineError(f"{module} is not installed: pip install 'rlm-orchestrator[{extra}]'")

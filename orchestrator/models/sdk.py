@@ -1,6 +1,7 @@
 """The SDK's clients, one for each place where the models are served, all made the same careful way.
 
-Importing this module costs what importing the SDK costs: a second and 75 MB.
+Importing this module costs what importing the SDK costs: a second and 75 MB. The provider process does so
+(`provider.process`), and nothing else.
 
 - The SDK retries nothing and the connection pool has no limit, so there is one place that retries (`retry`),
   one that limits calls in flight (the run tree's limit), and no waiting for a connection that would look like
@@ -16,7 +17,6 @@ Importing this module costs what importing the SDK costs: a second and 75 MB.
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
@@ -32,9 +32,17 @@ from anthropic import (
 )
 from anthropic.lib.bedrock._stream_decoder import AWSEventStreamDecoder
 
-from orchestrator.errors import Billing, InvalidRequestError, KeyMissingError, MachineError, ModelError
-from orchestrator.models import failures
-from orchestrator.models.platforms import ANTHROPIC_URL, Bedrock, Foundry, Platform, Vertex
+from orchestrator.errors import Billing, InvalidRequestError, ModelError
+from orchestrator.models import credentials, failures
+from orchestrator.models.platforms import (
+    ANTHROPIC_URL,
+    Bedrock,
+    Foundry,
+    Platform,
+    Vertex,
+    check_installed,
+    check_url,
+)
 
 # A request sent on a connection that the server just closed counts as maybe billed. So: shorter than the five
 # seconds of many servers; and none over plain HTTP, where a new connection costs next to nothing, and where
@@ -72,9 +80,9 @@ def anthropic_api(api_key: str, base_url: str = ANTHROPIC_URL, *, proxy: str | N
         KeyMissingError: The key is empty or can't be a key.
         InvalidRequestError: An address that is no http or https URL.
     """
-    key = _checked_key(api_key)
+    key = credentials.checked("the API key", api_key)
     for url in (base_url,) if proxy is None else (base_url, proxy):
-        _check_url(url)
+        check_url(url)
     http = _http(base_url, {"authorization": f"Bearer {key}"}, proxy)
     sdk = AsyncAnthropic(
         api_key=key, base_url=base_url, max_retries=0, open_telemetry=False, http_client=http
@@ -92,7 +100,8 @@ def on_platform(platform: Platform, base_url: str = "", *, proxy: str | None = N
     """
     url = base_url or platform.url
     for given in (url,) if proxy is None else (url, proxy):
-        _check_url(given)
+        check_url(given)
+    check_installed(platform)
     try:
         match platform:
             case Bedrock():
@@ -134,13 +143,11 @@ def _before_anything_is_sent(whose: str) -> Iterator[None]:
 
 
 def _bedrock(platform: Bedrock, url: str, proxy: str | None) -> Connection:
-    # Needed with a bearer token too: it reads the streams.
-    _need("boto3", "bedrock")
     sdk = _BedrockSdk(
         aws_region=platform.region,
         # A token wins over keys, as in Amazon's own library.
         **(
-            {"api_key": _checked_key(platform.bearer_token)}
+            {"api_key": credentials.checked("the Bedrock token", platform.bearer_token)}
             if platform.bearer_token
             else {
                 "aws_access_key": platform.access_key_id or None,
@@ -158,8 +165,6 @@ def _bedrock(platform: Bedrock, url: str, proxy: str | None) -> Connection:
 
 
 def _vertex(platform: Vertex, url: str, proxy: str | None) -> Connection:
-    if not platform.access_token:
-        _need("google.auth", "vertex")
     sdk = _VertexSdk(
         region=platform.region,
         project_id=platform.project_id,
@@ -173,7 +178,7 @@ def _vertex(platform: Vertex, url: str, proxy: str | None) -> Connection:
 
 
 def _foundry(platform: Foundry, url: str, proxy: str | None) -> Connection:
-    key = _checked_key(platform.api_key)
+    key = credentials.checked("the Foundry key", platform.api_key)
     sdk = AsyncAnthropicFoundry(
         api_key=key,
         base_url=url,
@@ -182,15 +187,6 @@ def _foundry(platform: Foundry, url: str, proxy: str | None) -> Connection:
         http_client=_http(url, {"x-api-key": key, "api-key": key}, proxy),
     )
     return Connection(sdk, _server_sent)
-
-
-def _need(module: str, extra: str) -> None:
-    try:
-        found = find_spec(module) is not None
-    except ModuleNotFoundError:
-        found = False
-    if not found:
-        raise MachineError(f"{module} is not installed: pip install 'rlm-orchestrator[{extra}]'")
 
 
 # --- Transport -----------------------------------------------------------------------------------------
@@ -236,24 +232,3 @@ async def _amazon_events(response: httpx2.Response) -> Events:
         if type(error).__module__.partition(".")[0] != "botocore":
             raise
         raise failures.of_unreadable_reply("events") from None
-
-
-# --- Checks --------------------------------------------------------------------------------------------
-
-
-def _checked_key(api_key: str) -> str:
-    key = api_key.strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise KeyMissingError("the API key is empty or has characters that no key has")
-    return key
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        known = False
-    if not known:
-        # Not quoted: it may hold a password.
-        raise InvalidRequestError("the model provider's address, or the proxy's, is no http or https URL")

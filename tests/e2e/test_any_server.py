@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from orchestrator.limits import RunLimits
 from orchestrator.trajectory import CellEnded, Event, SubCallEnded, Tally
 from orchestrator.turn import Outcome
 from tests.fakes import anthropic_server as fake
+from tests.fakes.provider import provider_at
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
 
@@ -63,19 +63,20 @@ async def answer(
     *,
     allow_models: Sequence[str] = (),
 ) -> app.RunReport:
-    return await app.run(
-        app.RunOptions(
-            question="What is in it?",
-            context_paths=[context],
-            model="claude-sonnet-5-5",
-            sub_model="claude-haiku-5-5",
-            allow_models=allow_models,
-            base_url=server.url,
-            limits=limits or RunLimits(),
-        ),
-        replace(settings, api_key=KEY),
-        observers=[events.append],
-    )
+    with provider_at(server.url, KEY) as provider:
+        return await app.run(
+            app.RunOptions(
+                question="What is in it?",
+                context_paths=[context],
+                model="claude-sonnet-5-5",
+                sub_model="claude-haiku-5-5",
+                allow_models=allow_models,
+                limits=limits or RunLimits(),
+            ),
+            settings,
+            provider=provider,
+            observers=[events.append],
+        )
 
 
 def billed_tokens(server: fake.FakeAnthropic, outcome: str | None = None) -> int:

@@ -1,7 +1,6 @@
 """Runs of models without tool use in real containers: fenced cells, their sub-calls and their child runs."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from orchestrator.models.catalogue import SCRIPTED_PREFIX
 from orchestrator.trajectory import CellEnded, CellStarted, Event, RunStarted
 from orchestrator.turn import Outcome
 from tests.fakes import anthropic_server as fake
+from tests.fakes.provider import provider_at
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
 
@@ -49,19 +49,16 @@ async def test_a_model_without_tools_answers_from_a_real_container(
     context = tmp_path / "small.txt"
     context.write_text("x" * 1_000)
     events: list[Event] = []
+    options = RunOptions(
+        question="What is in it?",
+        context_paths=[context],
+        model="claude-sonnet-5-5",
+        sub_model="claude-haiku-5-5",
+        dialect=Dialect.FENCES,
+    )
     async with fake.serve(respond, key=KEY) as server:
-        report = await app.run(
-            RunOptions(
-                question="What is in it?",
-                context_paths=[context],
-                model="claude-sonnet-5-5",
-                sub_model="claude-haiku-5-5",
-                base_url=server.url,
-                dialect=Dialect.FENCES,
-            ),
-            replace(settings, api_key=KEY),
-            observers=[events.append],
-        )
+        with provider_at(server.url, KEY) as provider:
+            report = await app.run(options, settings, provider=provider, observers=[events.append])
 
     assert report.outcome is Outcome.ANSWERED
     assert json.loads(report.answer or "") == ["HELLO", "fifty (50)", "\n```\n"]

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +110,12 @@ print(json.dumps({
 """
 
 
-async def test_a_cell_has_no_network_no_privilege_and_nothing_to_write_to_but_scratch(player: Player) -> None:
-    settings = replace(player.settings, api_key=KEY)
+async def test_a_cell_has_no_network_no_privilege_and_nothing_to_write_to_but_scratch(
+    player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     script = player.script([STATUS, NETWORK, WRITING, ESCAPES])
-    played = await player.run(script, settings=settings)
+    played = await player.run(script)
     status, network, writing, escapes = (json.loads(told) for told in played.told)
 
     assert set(status["capabilities"].values()) == {0}

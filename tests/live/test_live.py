@@ -4,7 +4,6 @@ Each run has a limit of its own, five cents; what the API answers is its own bus
 """
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from orchestrator.limits import RunLimits
 from orchestrator.trajectory import CallSettled, Event
 from orchestrator.turn import Outcome
 from tests.e2e.conftest import engine, image_id, settings, state_dir
+from tests.fakes.provider import provider_at
 
 __all__ = ["engine", "image_id", "settings", "state_dir"]
 
@@ -42,8 +42,9 @@ async def answered(
     options = app.RunOptions(
         question=question, context_paths=[context], model=MODEL, dialect=dialect, limits=LIMITS
     )
-    key = os.environ["ANTHROPIC_API_KEY"]
-    report = await app.run(options, replace(settings, api_key=key), observers=[events.append])
+    # Where the key goes: Anthropic's own address.
+    with provider_at("", os.environ["ANTHROPIC_API_KEY"]) as provider:
+        report = await app.run(options, settings, provider=provider, observers=[events.append])
     cost_usd = report.tally.confirmed.cost_microusd / 1_000_000
     print(f"\nlive: {report.outcome.value}, {cost_usd:.4f} US dollars, {report.answer!r}")
     assert report.tally.confirmed.cost_microusd <= LIMITS.max_cost_microusd

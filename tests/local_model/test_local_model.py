@@ -8,7 +8,6 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from orchestrator.limits import RunLimits
 from orchestrator.pricing import Usage
 from orchestrator.trajectory import CallSettled, Event, Tally
 from orchestrator.turn import Outcome
+from tests.fakes.provider import provider_at
 from tests.local_model.conftest import WINDOW_TOKENS, Counted, LocalModel
 
 MODEL = "gemma-3-270m"
@@ -42,7 +42,7 @@ class Asked:
 
     def __init__(self, settings: Settings, model: LocalModel, directory: Path) -> None:
         self.events: list[Event] = []
-        self._settings = replace(settings, api_key=model.key)
+        self._settings = settings
         self._model = model
         self._directory = directory
 
@@ -60,14 +60,14 @@ class Asked:
             context_paths=[path],
             model=root or f"scripted:{script}",
             sub_model=MODEL,
-            base_url=self._model.url,
             dialect=Dialect.FENCES if root else Dialect.TOOLS,
             limits=limits or RunLimits(),
             price_input_usd_per_mtok=Decimal("0.10"),
             price_output_usd_per_mtok=Decimal("0.50"),
             window_tokens=WINDOW_TOKENS,
         )
-        return await app.run(options, self._settings, observers=[self.events.append])
+        with provider_at(self._model.url, self._model.key) as provider:
+            return await app.run(options, self._settings, provider=provider, observers=[self.events.append])
 
     @property
     def settled(self) -> list[CallSettled]:

@@ -1,16 +1,18 @@
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from orchestrator.config import Settings, read_settings
+from orchestrator.config import read_settings
 from orchestrator.errors import InvalidRequestError
+from orchestrator.models.credentials import NAMES
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
     settings = read_settings({"HOME": "/home/me"})
     assert settings.max_sandboxes == 16
     assert settings.sandbox.memory_mib == 512
-    assert (settings.image, settings.api_key) == ("", "")
+    assert (settings.image, settings.platform) == ("", None)
 
 
 def test_every_setting_is_read() -> None:
@@ -20,12 +22,10 @@ def test_every_setting_is_read() -> None:
             "RLM_IMAGE": "sha256:1",
             "RLM_MAX_SANDBOXES": "3",
             "RLM_SANDBOX_MEMORY_MIB": "256",
-            "ANTHROPIC_API_KEY": "the key",
         }
     )
     assert settings.state_dir == Path("/state")
     assert (settings.image, settings.max_sandboxes, settings.sandbox.memory_mib) == ("sha256:1", 3, 256)
-    assert settings.api_key == "the key"
 
 
 def test_a_misspelt_setting_stops_the_process_and_is_named() -> None:
@@ -63,8 +63,19 @@ def test_the_state_directory_is_where_the_user_may_write(
     assert read_settings(environment).state_dir == Path(expected)
 
 
-def test_the_key_is_not_shown_with_the_settings() -> None:
-    assert "the key" not in repr(Settings(state_dir=Path("/"), api_key="the key"))
+def test_no_credential_ever_gets_into_the_settings() -> None:
+    every = {name: f"the secret {name}" for name in NAMES}
+    for provider in ("anthropic", "bedrock", "vertex", "foundry"):
+        environment = {"HOME": "/", "RLM_PROVIDER": provider, **AWS, **GOOGLE, **AZURE, **every}
+        settings = read_settings(environment)
+        assert "the secret" not in f"{asdict(settings)}"
+        assert not NAMES & settings.provider_environment.keys()
+
+
+def test_a_password_in_a_proxys_address_is_not_shown_with_the_settings() -> None:
+    settings = read_settings({**AWS, "HOME": "/", "RLM_PROVIDER": "bedrock", "HTTPS_PROXY": "http://me:pw@p"})
+    assert settings.provider_environment["HTTPS_PROXY"] == "http://me:pw@p"
+    assert "pw" not in repr(settings)
 
 
 def test_prices_and_allowed_models_are_read() -> None:
@@ -91,13 +102,13 @@ AZURE = {"ANTHROPIC_FOUNDRY_RESOURCE": "mine", "ANTHROPIC_FOUNDRY_API_KEY": "the
         ("foundry", AZURE, "https://mine.services.ai.azure.com/anthropic/"),
     ],
 )
-def test_a_platform_is_chosen_and_its_credentials_are_read_and_not_shown(
+def test_a_platform_is_chosen_and_its_credentials_are_left_alone(
     provider: str, environment: dict[str, str], url: str
 ) -> None:
     settings = read_settings({"HOME": "/", "RLM_PROVIDER": provider, **environment})
     assert settings.platform is not None
     assert settings.platform.url == url
-    assert "secret" not in repr(settings).replace("secret_access_key", "")
+    assert "the secret" not in f"{asdict(settings)}"
 
 
 @pytest.mark.parametrize("provider", ["", "anthropic"])

@@ -20,7 +20,7 @@ from botocore.credentials import Credentials
 
 from orchestrator.conversation import StopReason, Told
 from orchestrator.errors import Billing, InvalidRequestError, KeyMissingError, MachineError, ModelError
-from orchestrator.models import sdk
+from orchestrator.models import platforms
 from orchestrator.models.anthropic_client import AnthropicClient
 from orchestrator.models.platforms import Bedrock, Foundry, Platform, Vertex
 from orchestrator.models.port import ModelRequest
@@ -273,7 +273,7 @@ def test_what_is_missing_is_said_before_anything_is_sent(monkeypatch: pytest.Mon
         on_platform(Foundry(resource="mine"))
     with pytest.raises(InvalidRequestError, match="no http or https URL"):
         on_platform(FOUNDRY, "ftp://host")
-    monkeypatch.setattr(sdk, "find_spec", lambda name: None)
+    monkeypatch.setattr(platforms, "find_spec", lambda name: None)
     with pytest.raises(
         MachineError, match=r"boto3 is not installed: pip install 'rlm-orchestrator\[bedrock\]'"
     ):

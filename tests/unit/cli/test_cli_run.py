@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from orchestrator import app
 from orchestrator.app import RunOptions, RunReport, WholeContext
+from orchestrator.cli import provider
 from orchestrator.cli.main import app as rlm
 from orchestrator.config import Settings
 from orchestrator.errors import (
@@ -32,6 +33,7 @@ from orchestrator.limits import RunLimits
 from orchestrator.runs.recorder import Observer
 from orchestrator.trajectory import Event, Tally
 from orchestrator.turn import Outcome
+from tests.fakes.provider import NoProcess
 from tests.unit.cli import hostile
 from tests.unit.cli.story import ROOT, Story, unsafe_characters
 
@@ -49,16 +51,19 @@ class FakeRun:
         self.failure: Exception | None = None
         self.said: list[str] = []
         self.asked: RunOptions | None = None
+        self.provider: NoProcess | None = None
 
     async def __call__(
         self,
         options: RunOptions,
         settings: Settings,
         *,
+        provider: NoProcess | None = None,
         observers: Sequence[Observer] = (),
         say: Callable[[str], None] = lambda _line: None,
     ) -> RunReport:
         self.asked = options
+        self.provider = provider
         for line in self.said:
             say(line)
         for event in self.story.events:
@@ -85,6 +90,7 @@ class FakeRun:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     replacement = FakeRun()
     monkeypatch.setattr(app, "run", replacement)
+    monkeypatch.setattr(provider, "ProviderProcess", NoProcess)
     return replacement
 
 
@@ -311,7 +317,6 @@ def test_every_option_arrives(fake: FakeRun, context: Path, tmp_path: Path) -> N
         context_paths=(context, tmp_path),
         model="a",
         sub_model="b",
-        base_url="http://localhost:8080/v1",
         runtime="runsc",
         limits=RunLimits(
             max_tokens=10,
@@ -332,6 +337,16 @@ def test_every_option_arrives(fake: FakeRun, context: Path, tmp_path: Path) -> N
         window_tokens=8_192,
         allow_models=("c", "quick=d"),
     )
+    assert fake.provider is not None
+    assert fake.provider.told["base_url"] == "http://localhost:8080/v1"
+    assert not fake.provider.is_open
+
+
+def test_a_run_of_scripted_models_alone_starts_no_provider_process(fake: FakeRun, context: Path) -> None:
+    _run(context, "--model", "scripted:a.py", "--sub-model", "scripted:b.py")
+    assert fake.provider is None
+    _run(context, "--model", "scripted:a.py", "--sub-model", "c")
+    assert fake.provider is not None
 
 
 def test_without_options_the_limits_are_the_documented_ones(fake: FakeRun, context: Path) -> None:

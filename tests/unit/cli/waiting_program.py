@@ -10,6 +10,7 @@ from orchestrator import app
 from orchestrator.app import RunOptions, RunReport
 from orchestrator.cli.main import main
 from orchestrator.config import Settings
+from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.runs.recorder import Observer
 from tests.unit.cli.story import Story
 
@@ -18,6 +19,7 @@ async def _run(
     options: RunOptions,
     settings: Settings,
     *,
+    provider: ProviderProcess | None = None,
     observers: Sequence[Observer] = (),
     say: Callable[[str], None] = lambda _line: None,
 ) -> RunReport:
