@@ -183,7 +183,7 @@ def _of_engine(engine: EngineFacts) -> Iterator[Objection]:
         yield Objection(
             name="engine system",
             refuses=True,
-            detail=f"its containers are of {visible_line(engine.system, 40) or 'no known system'}, not of linux",
+            detail=f"its containers are for {visible_line(engine.system, 40) or 'no known system'}",
             what_to_do="use an engine with Linux containers",
         )
     if "seccomp" not in engine.security:
@@ -244,7 +244,7 @@ def _of_versions(
 def _of_wall(engine: EngineFacts) -> Iterator[Objection]:
     if not engine.security & {"apparmor", "selinux"}:
         yield Objection(
-            name="mandatory access control",
+            name="access control",
             refuses=False,
             detail="neither AppArmor nor SELinux confines containers",
             danger="one layer less",

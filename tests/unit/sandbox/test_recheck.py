@@ -54,9 +54,9 @@ def inspected(body: Mapping[str, Any], *, pid: int = 0) -> dict[str, Any]:
         PidMode="",
         CgroupParent="",
         OomKillDisable=False,
-        MaskedPaths=["/proc/kcore"],
-        ReadonlyPaths=["/proc/sys"],
     )
+    host_config.setdefault("MaskedPaths", ["/proc/kcore"])
+    host_config.setdefault("ReadonlyPaths", ["/proc/sys"])
     return {"Config": config, "HostConfig": host_config, "State": {"Running": pid > 0, "Pid": pid}}
 
 
