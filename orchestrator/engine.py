@@ -62,8 +62,7 @@ def look_at_engine(settings: Settings, *, runtime: str | None = None) -> LookedA
     Raises:
         EngineError: None answers, or not at an address that may be asked.
     """
-    _check_address()
-    client = connect_engine()
+    client = connect()
     try:
         facts = _facts(client)
         local = client.api.base_url == _ON_THIS_HOST
@@ -80,6 +79,16 @@ def look_at_engine(settings: Settings, *, runtime: str | None = None) -> LookedA
         facts, host, holes=holes, refuse_known_bad=settings.refuse_known_bad_versions, runtime=runtime
     )
     return LookedAt(client=client, facts=facts, objections=found)
+
+
+def connect() -> DockerClient:
+    """A client of the engine, for what needs no sandbox.
+
+    Raises:
+        EngineError: None answers, or not at an address that may be asked.
+    """
+    _check_address()
+    return connect_engine()
 
 
 def _check_address() -> None:

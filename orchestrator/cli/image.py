@@ -15,10 +15,10 @@ from orchestrator.cli import exits
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.json_line import json_line
 from orchestrator.config import Settings
+from orchestrator.engine import connect
 from orchestrator.errors import ImageMissingError, InvalidRequestError, MachineError
 from orchestrator.machine import image_id
 from orchestrator.sandbox import image, image_transfer
-from orchestrator.sandbox.docker_driver import connect_engine
 from orchestrator.sandbox.image_archive import Advance, ArchivedImage
 from orchestrator.sandbox.image_transfer import Contents
 
@@ -36,7 +36,7 @@ def build(settings: Settings) -> Exit:
         MachineError: The engine does not answer, or something the image is made from cannot be had.
     """
     _unwind_when_terminated()
-    with closing(connect_engine()) as client:
+    with closing(connect()) as client:
         try:
             built = image.build(client, wheelhouse=settings.state_dir / "wheels", say=exits.tell)
         except OSError as error:
@@ -53,7 +53,7 @@ def save(settings: Settings, file: str, *, force: bool) -> Exit:
         MachineError: The engine does not answer, or has no such image.
     """
     _unwind_when_terminated()
-    with closing(connect_engine()) as client:
+    with closing(connect()) as client:
         wanted = image_id(client, settings)
         if file == STANDARD:
             if sys.stdout.isatty():
@@ -87,7 +87,7 @@ def load(file: str, *, expected_id: str) -> Exit:
     """
     if expected_id and not _ID.fullmatch(expected_id):
         raise InvalidRequestError(f"--id must be sha256: and 64 hexadecimal digits, not {expected_id!r}")
-    with closing(connect_engine()) as client, _readable(file) as source:
+    with closing(connect()) as client, _readable(file) as source:
         loaded = image_transfer.load(
             client, source, expected_id=expected_id, say=exits.tell, advance=_progress("read")
         )
@@ -107,7 +107,7 @@ def show(settings: Settings, file: str, *, as_json: bool) -> Exit:
             held = image_transfer.contents(spool, archived)
     else:
         with (
-            closing(connect_engine()) as client,
+            closing(connect()) as client,
             image_transfer.from_engine(client, image_id(client, settings)) as (spool, archived),
         ):
             held = image_transfer.contents(spool, archived)

@@ -119,11 +119,14 @@ def pinned(client: docker.DockerClient, reference: str) -> str:
         )
     with engine_errors("look for the sandbox image"):
         try:
-            return str(client.images.get(reference).id)
+            found = str(client.images.get(reference).id)
         except ImageNotFound as error:
             raise ImageMissingError(
                 f"the engine has no image {reference}: pull it, or unset RLM_IMAGE and run `rlm image build`"
             ) from error
+    if reference.startswith("sha256:") and found != reference:
+        raise EngineError(f"the engine answers to {reference} with another image, {found}")
+    return found
 
 
 def build(client: docker.DockerClient, *, wheelhouse: Path, say: Say) -> str:
