@@ -240,14 +240,11 @@ class Ledger:
         if is_blocked or _short_of_room(request):
             output = ask.output_tokens
             for account in path:
-                room = account.left_without_holds().minus(_kept_from(request, account))
-                most = ask.most_output(room)
-                if most < ask.least_output_tokens:
+                most = most_output(account, ask)
+                if isinstance(most, BudgetExceededError):
                     request.standing = Standing.REFUSED
                     request.amounts = ask.at(ask.least_output_tokens)
-                    request.refusal = BudgetExceededError(
-                        account.scope, request.amounts._asdict(), room.above_zero()._asdict()
-                    )
+                    request.refusal = most
                     return True
                 output = min(output, most)
             request.output_tokens, request.amounts = output, ask.at(output)
@@ -282,18 +279,28 @@ class Ledger:
             self._serve_waiting()
 
 
-def _kept_from(request: Request, account: Account) -> Amounts:
+def most_output(account: Account, ask: Ask) -> int | BudgetExceededError:
+    """The output for which this account could pay if every hold came back, or why it can't pay at all."""
+    room = account.left_without_holds().minus(_kept_from(ask, account))
+    most = ask.most_output(room)
+    if most >= ask.least_output_tokens:
+        return most
+    least = ask.at(ask.least_output_tokens)
+    return BudgetExceededError(account.scope, least._asdict(), room.above_zero()._asdict())
+
+
+def _kept_from(ask: Ask, account: Account) -> Amounts:
     """What the request must leave on the account for the last answer (rule 7)."""
-    if request.ask.last_answer:
+    if ask.last_answer:
         return ZERO
-    return account.kept if request.ask.keep is None else request.ask.keep
+    return account.kept if ask.keep is None else ask.keep
 
 
 def _short_of_room(request: Request) -> list[Account]:
     """The accounts on the path where open holds stand in the way of the request."""
     short = []
     for account in request.account.path:
-        kept = _kept_from(request, account)
+        kept = _kept_from(request.ask, account)
         room = account.free if kept == ZERO else account.free.minus(kept)
         if not request.amounts.fits(room):
             short.append(account)

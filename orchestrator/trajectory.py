@@ -206,13 +206,13 @@ class HistoryCompacted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuestMisbehaved:
-    """What the run's guest did on its socket that no other event tells; written once, before the run's end."""
+    """What the run's guest did on its socket that no other event tells. Once, before the run's end."""
 
     KIND: ClassVar[str] = "guest_misbehaved"
     counts: Mapping[str, int]
     """By what it was, in words."""
     unrecorded_refusals: int
-    """Of its sub-calls, how many were refused by a budget without an event of their own: there were too many."""
+    """Sub-calls that a budget refused, and that are not among the events, because so many already are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

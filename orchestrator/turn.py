@@ -51,6 +51,8 @@ class Outcome(Enum):
     CANCELLED = "cancelled"
     SANDBOX_LOST = "sandbox_lost"
     MODEL_FAILED = "model_failed"
+    ABUSE = "abuse"
+    """The guest flooded its socket."""
     INTERNAL_ERROR = "internal_error"
 
 

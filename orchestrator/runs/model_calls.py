@@ -11,7 +11,13 @@ from dataclasses import dataclass
 
 from orchestrator.budget import ZERO, Account, Amounts, Ask, Request
 from orchestrator.conversation import Conversation
-from orchestrator.errors import Billing, DeadlineExceededError, ModelError, OrchestratorError
+from orchestrator.errors import (
+    Billing,
+    BudgetExceededError,
+    DeadlineExceededError,
+    ModelError,
+    OrchestratorError,
+)
 from orchestrator.estimate import input_bound_tokens
 from orchestrator.ids import TenantId
 from orchestrator.limits import MODEL_ATTEMPTS, MODEL_CALL_TIMEOUT_S
@@ -86,15 +92,7 @@ class ModelCalls:
             DeadlineExceededError: The run's deadline came first.
             ModelError: The provider failed, and trying again makes no sense.
         """
-        bound_tokens = input_bound_tokens(wish.system, wish.conversation, python_tool=wish.python_tool)
-        ask = Ask(
-            fixed=call_amounts(wish.model.card, bound_tokens),
-            output_tokens=min(wish.output_tokens, wish.model.card.max_output_tokens),
-            least_output_tokens=min(wish.least_output_tokens, wish.model.card.max_output_tokens),
-            output_microusd_per_mtok=wish.model.card.dearest_output(bound_tokens),
-            keep=wish.keep,
-            last_answer=wish.last_answer,
-        )
+        bound_tokens, ask = _ask(wish)
 
         async def attempt(number: int) -> Completion:
             async with self._provider_slots:
@@ -114,6 +112,10 @@ class ModelCalls:
             attempts=MODEL_ATTEMPTS,
             on_retry=lambda _number, _failure, _wait_s: on_retry(),
         )
+
+    def refusal(self, wish: Wish, account: Account) -> BudgetExceededError | None:
+        """Why the run tree can't ever pay for this, or None. Nothing is held."""
+        return self._treasury.refusal(account, _ask(wish)[1])
 
     async def _attempt(
         self,
@@ -185,6 +187,20 @@ class ModelCalls:
             max_tokens=max_tokens,
             timeout_s=min(MODEL_CALL_TIMEOUT_S, left_s),
         )
+
+
+def _ask(wish: Wish) -> tuple[int, Ask]:
+    """The input's upper bound, and what has to be held."""
+    bound_tokens = input_bound_tokens(wish.system, wish.conversation, python_tool=wish.python_tool)
+    card = wish.model.card
+    return bound_tokens, Ask(
+        fixed=call_amounts(card, bound_tokens),
+        output_tokens=min(wish.output_tokens, card.max_output_tokens),
+        least_output_tokens=min(wish.least_output_tokens, card.max_output_tokens),
+        output_microusd_per_mtok=card.dearest_output(bound_tokens),
+        keep=wish.keep,
+        last_answer=wish.last_answer,
+    )
 
 
 def call_amounts(card: ModelCard, input_tokens: int) -> Amounts:

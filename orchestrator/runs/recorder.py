@@ -28,8 +28,12 @@ class Recorder:
         """A text as it goes into an event. A long one is stored whole beside the next event."""
         short, blob = shorten(text)
         if blob is not None:
-            self._blobs.append(blob)
+            self.keep(blob)
         return short
+
+    def keep(self, blob: bytes) -> None:
+        """Store the whole of a text that was shortened elsewhere, beside the next event."""
+        self._blobs.append(blob)
 
     async def record(self, *payloads: Payload, ledger_entries: Sequence[LedgerEntry] = ()) -> None:
         """Append events; durable when this returns, also when its task is cancelled meanwhile."""

@@ -46,6 +46,7 @@ from orchestrator.shielding import run_shielded
 from orchestrator.trajectory import (
     CellEnded,
     CellStarted,
+    GuestMisbehaved,
     HistoryCompacted,
     ModelReplied,
     RunEnded,
@@ -97,6 +98,8 @@ class _Run:
         try:
             await self._record_start()
             async with deadline, self._tree.slots.take(self._spec.depth):
+                # A task is best ended from outside the way its deadline ends it.
+                self._sub_calls.gate.on_shut = lambda: deadline.reschedule(asyncio.get_running_loop().time())
                 try:
                     end = await self._loop()
                 finally:
@@ -120,6 +123,8 @@ class _Run:
 
     def _broken(self, error: Exception, *, is_late: bool) -> turn.End:
         match error:
+            case TimeoutError() if is_late and self._sub_calls.gate.conduct.verdict:
+                return turn.End(Outcome.ABUSE, None, self._sub_calls.gate.conduct.verdict)
             case TimeoutError() if is_late:
                 return turn.End(Outcome.DEADLINE, None, "the run's deadline passed")
             case SandboxError():
@@ -247,6 +252,7 @@ class _Run:
             runtime=self._tree.runtime,
             guest_services=(self._serve_broker(self._sub_calls),),
             max_concurrent_calls=min(MAX_CALLS_IN_GUEST, self._tree.limits.max_concurrency),
+            wanted_for_s=self._tree.calls.left_s(),
         )
         sandbox = self._sandbox = await self._lease.enter_async_context(lease)
         await self._recorder.record(
@@ -306,6 +312,9 @@ class _Run:
                 lost_variables=result.lost_variables,
                 duration_s=result.duration_s,
                 guest_s=result.guest_s,
+                passed=result.passed.value if result.passed else "",
+                used_up=tuple(used.resource.value for used in result.used_up),
+                loss=result.loss.value if result.loss else "",
             )
         )
         return turn.CellEnded(result)
@@ -333,6 +342,7 @@ class _Run:
 
     async def _finish(self, end: turn.End, duration_s: float) -> None:
         await self._sub_calls.aclose(DETACHED_GRACE_S if end.outcome is not Outcome.CANCELLED else 0.0)
+        await self._record_misconduct()
         await self._recorder.record(
             RunEnded(
                 outcome=end.outcome.value,
@@ -342,6 +352,12 @@ class _Run:
                 duration_s=duration_s,
             )
         )
+
+    async def _record_misconduct(self) -> None:
+        conduct, unrecorded = self._sub_calls.gate.conduct, self._sub_calls.unrecorded_refusals
+        if conduct.remarkable or unrecorded:
+            counts = {offence.value: count for offence, count in conduct.counts.items()}
+            await self._recorder.record(GuestMisbehaved(counts=counts, unrecorded_refusals=unrecorded))
 
 
 def _describe(shape: Shape) -> str:

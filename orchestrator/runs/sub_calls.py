@@ -3,43 +3,63 @@
 A sub-call belongs to the cell that made it. When that cell ends, in whatever way, its child runs are
 cancelled, calls that wait for a slot or for budget are dropped, and calls already at a provider finish
 detached and are settled. Between cells every call is refused.
+
+What costs a guest nothing must not cost us much: of a call that was never paid for nothing is kept but one
+entry in the record, without the whole prompt, and after many not even that.
 """
 
 import asyncio
+import codecs
 import hashlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
+from orchestrator.abuse import Offence
 from orchestrator.budget import UNLIMITED, Account, Amounts, Ask
 from orchestrator.cells import CellClock
 from orchestrator.conversation import StopReason, Told
 from orchestrator.errors import (
+    Billing,
+    BudgetExceededError,
     CallIdReusedError,
     ChildRunFailedError,
     DepthExceededError,
     InvalidRequestError,
+    ModelError,
     NotExecutingError,
     OrchestratorError,
     RunCancelledError,
 )
+from orchestrator.estimate import utf8_bytes
 from orchestrator.ids import child_run_id
 from orchestrator.limits import (
     DEFAULT_SUB_CALL_MAX_TOKENS,
+    INLINE_WORK_BYTES,
     LEAST_SUB_CALL_MAX_TOKENS,
     MAX_CALL_ID_BYTES,
     MAX_PROMPT_BYTES,
+    RECORDED_REFUSALS,
 )
 from orchestrator.models.port import Completion
-from orchestrator.runs.child_context import ChildContexts, ContextChoice
+from orchestrator.rpc.gate import Gate
+from orchestrator.runs.child_context import ChildContexts, ContextChoice, InlineText, OwnPaths
 from orchestrator.runs.model_calls import Wish
 from orchestrator.runs.recorder import Recorder
 from orchestrator.runs.tree import RunResult, RunSpec, RunTree
-from orchestrator.trajectory import SubCallEnded, SubCallStarted
+from orchestrator.shielding import run_shielded
+from orchestrator.trajectory import SubCallEnded, SubCallStarted, Text, shorten
 from orchestrator.turn import Outcome
+
+_T = TypeVar("_T")
+
+_READ_AT_ONCE_BYTES = 256 * 1024
+"""Decoding holds the interpreter's lock: with junk, the slowest case, this much holds it for 4 ms."""
+_ONE_CHILD_RUN = Amounts(child_runs=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +71,24 @@ class SubAnswer:
     memoised: bool = False
 
 
-_TELLABLE = {Outcome.BUDGET_EXHAUSTED, Outcome.TURN_LIMIT, Outcome.DEADLINE, Outcome.MODEL_FAILED}
+class _Asked(NamedTuple):
+    """What a call asks for, read."""
+
+    text: str
+    short: Text
+    """As it goes into the record."""
+    whole: bytes | None
+    """What the record keeps beside that once the call may have cost something."""
+    request_hash: str
+
+
+_TELLABLE = {
+    Outcome.BUDGET_EXHAUSTED,
+    Outcome.TURN_LIMIT,
+    Outcome.DEADLINE,
+    Outcome.MODEL_FAILED,
+    Outcome.ABUSE,
+}
 """Ends of a child run whose reason its parent's cell is told."""
 
 
@@ -68,11 +105,15 @@ class _Call:
     """One sub-call under way or answered."""
 
     started: SubCallStarted
+    whole: bytes | None
+    """Of its text, when that is too long for an event."""
     task: asyncio.Task[SubAnswer] = field(init=False)
     callers: int = 0
     """Who waits for it: more than one after a repeated transmission."""
     dispatched: bool = False
     """At a provider: it may cost money, so it is not cancelled with its cell."""
+    paid: bool = False
+    """It has cost something, or may have."""
     abandoned: bool = False
     """Nobody waits for it any more: what is at a provider finishes, nothing else is begun."""
 
@@ -84,7 +125,7 @@ class _Call:
 
     def on_dispatch(self) -> None:
         """An attempt goes out."""
-        self.dispatched = True
+        self.dispatched = self.paid = True
 
     def on_retry(self) -> None:
         """An attempt failed, and another would follow."""
@@ -93,7 +134,16 @@ class _Call:
             self.task.cancel()
 
 
-_Work = Callable[[_Call], Awaitable[SubAnswer]]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Request:
+    """What is to be done under a call id."""
+
+    what: str
+    model: str
+    asked: _Asked
+    work: Callable[[_Call], Awaitable[SubAnswer]]
+    refusal: Callable[[], BudgetExceededError | None]
+    """Whether its run could ever pay for it, before anything is begun."""
 
 
 @dataclass(slots=True)
@@ -103,12 +153,15 @@ class _Cell:
     turn: int
     clock: CellClock
     calls: dict[str, _Call] = field(default_factory=dict)
-    """By the id the guest chose. It is unique within the cell at best, so it names nothing in the record."""
+    """By the id the guest chose. It is unique within the cell at best, so it names nothing in the record. One
+    that cost nothing is forgotten when it is over: a repeat is decided anew."""
+    named: int = 0
     occurrences: Counter[str] = field(default_factory=Counter)
 
     def next_name(self) -> str:
         """What the next sub-call is called in the run's events."""
-        return f"{self.turn}.{len(self.calls) + 1}"
+        self.named += 1
+        return f"{self.turn}.{self.named}"
 
 
 class SubCalls:
@@ -116,12 +169,17 @@ class SubCalls:
 
     def __init__(self, tree: RunTree, spec: RunSpec, recorder: Recorder, run_child: RunChild) -> None:
         self.contexts = ChildContexts(tree.contexts, tree.tenant_id, spec.context)
+        self.gate = Gate()
+        """Of the run's socket: bounds and counts what comes in."""
+        self.unrecorded_refusals = 0
         self._tree = tree
         self._spec = spec
         self._recorder = recorder
         self._run_child = run_child
         self._cell: _Cell | None = None
         self._tasks: set[asyncio.Task[SubAnswer]] = set()
+        self._recorded_refusals = 0
+        self._reading = asyncio.Lock()
 
     @contextmanager
     def executing(self, turn: int, clock: CellClock) -> Iterator[None]:
@@ -163,33 +221,29 @@ class SubCalls:
         model = self._tree.model(model_name)
         if max_tokens is not None and not 1 <= max_tokens <= model.card.max_output_tokens:
             raise InvalidRequestError(f"max_tokens must be from 1 to {model.card.max_output_tokens:,}")
-        text = prompt.decode("utf-8", "replace")
+        head = _head("complete", model.card.name, max_tokens)
+        asked = await self._read(len(prompt), partial(_read, prompt, head))
         cached_chars = len(prompt[:shared_prefix_bytes].decode("utf-8", "ignore"))
-        started = SubCallStarted(
-            call=cell.next_name(),
-            turn=cell.turn,
-            what="complete",
-            model=model.card.name,
-            prompt="",
-            request_hash=_hash("complete", model.card.name, max_tokens, prompt),
-            occurrence=0,
+        wish = partial(
+            Wish,
+            model=model,
+            system="",
+            conversation=(Told(asked.text, cached_chars),),
+            python_tool=False,
+            output_tokens=max_tokens or DEFAULT_SUB_CALL_MAX_TOKENS,
+            least_output_tokens=max_tokens or LEAST_SUB_CALL_MAX_TOKENS,
         )
 
         async def work(call: _Call) -> SubAnswer:
-            wish = Wish(
-                call=call.started.call,
-                model=model,
-                system="",
-                conversation=(Told(text, cached_chars),),
-                python_tool=False,
-                output_tokens=max_tokens or DEFAULT_SUB_CALL_MAX_TOKENS,
-                least_output_tokens=max_tokens or LEAST_SUB_CALL_MAX_TOKENS,
-            )
-            completion, memoised = await self._ask(call, wish)
+            completion, memoised = await self._ask(call, wish(call=call.started.call))
             truncated = completion.reply.stop is StopReason.MAX_TOKENS
             return SubAnswer(completion.reply.text, truncated, memoised)
 
-        return await self._once(cell, call_id, started, text, work)
+        def refusal() -> BudgetExceededError | None:
+            return self._tree.calls.refusal(wish(call=""), self._spec.account)
+
+        request = _Request(what="complete", model=model.card.name, asked=asked, work=work, refusal=refusal)
+        return await self._once(cell, call_id, request)
 
     async def child_run(
         self, call_id: str, question: bytes, context: ContextChoice, *, max_tokens: int | None
@@ -204,27 +258,21 @@ class SubCalls:
             )
         if max_tokens is not None and max_tokens < 1:
             raise InvalidRequestError("max_tokens must be at least 1")
-        text = question.decode("utf-8", "replace")
         model = self._tree.model("")
-        started = SubCallStarted(
-            call=cell.next_name(),
-            turn=cell.turn,
-            what="child_run",
-            model=model.card.name,
-            prompt="",
-            request_hash=_hash("child_run", self.contexts.fingerprint(context), max_tokens, question),
-            occurrence=0,
-        )
+        fingerprint = await self._read(_read_bytes(context), partial(self.contexts.fingerprint, context))
+        head = _head("child_run", fingerprint, max_tokens)
+        asked = await self._read(len(question), partial(_read, question, head))
 
         async def work(call: _Call) -> SubAnswer:
             await self._pay_for_child_run()
+            call.paid = True
             staged = await self.contexts.stage(context)
             try:
                 spec = RunSpec(
                     run_id=child_run_id(
                         self._spec.run_id, cell.turn, call.started.request_hash, call.started.occurrence
                     ),
-                    question=text,
+                    question=asked.text,
                     context=staged,
                     model=model,
                     depth=self._spec.depth + 1,
@@ -236,7 +284,11 @@ class SubCalls:
             finally:
                 self._tree.contexts.release(staged)
 
-        return await self._once(cell, call_id, started, text, work)
+        def refusal() -> BudgetExceededError | None:
+            return self._tree.treasury.refusal(self._spec.account, Ask(fixed=_ONE_CHILD_RUN))
+
+        request = _Request(what="child_run", model=model.card.name, asked=asked, work=work, refusal=refusal)
+        return await self._once(cell, call_id, request)
 
     def left(self) -> Amounts:
         """The least that an account on the path has left; open holds and what is kept count as used.
@@ -262,6 +314,22 @@ class SubCalls:
         """
         self._executing()
 
+    async def refused(self) -> None:
+        """A call is refused, and its guest told so in a moment."""
+        self.gate.blame(Offence.REFUSED)
+        await self.pace()
+
+    async def pace(self) -> None:
+        """Wait as long as a call must that costs nothing. The cell's clock stands still meanwhile."""
+        cell = self._cell
+        if cell is not None:
+            cell.clock.sub_call_started(time.monotonic())
+        try:
+            await self.gate.pace()
+        finally:
+            if cell is not None:
+                cell.clock.sub_call_ended(time.monotonic())
+
     def _executing(self) -> _Cell:
         if self._cell is None:
             raise NotExecutingError("no cell is running: sub-calls are possible only while one is")
@@ -281,25 +349,30 @@ class SubCalls:
             return await ask(), False
         return await self._tree.memo.once(call.started.request_hash, ask)
 
-    async def _once(
-        self, cell: _Cell, call_id: str, started: SubCallStarted, prompt: str, work: _Work
-    ) -> SubAnswer:
+    async def _read(self, length_bytes: int, read: Callable[[], _T]) -> _T:
+        """Read what a guest sent. A long text is read in a thread, one of a run at a time."""
+        if length_bytes <= INLINE_WORK_BYTES:
+            return read()
+        async with self._reading:
+            return await run_shielded(asyncio.to_thread(read))
+
+    async def _once(self, cell: _Cell, call_id: str, request: _Request) -> SubAnswer:
         """Do the work, or join the one under way under the same id."""
+        if self._cell is not cell:
+            raise RunCancelledError("the cell that made this call has ended")
         if not 1 <= len(call_id.encode("utf-8", "replace")) <= MAX_CALL_ID_BYTES:
             raise InvalidRequestError(f"call_id must have 1 to {MAX_CALL_ID_BYTES} bytes")
         call = cell.calls.get(call_id)
         if call is None:
-            occurrence = cell.occurrences[started.request_hash]
-            cell.occurrences[started.request_hash] += 1
-            # Not before now: the text of a call that is refused here, or joined, must not be stored.
-            text = self._recorder.text(prompt)
-            call = _Call(replace(started, occurrence=occurrence, prompt=text))
-            call.task = asyncio.create_task(self._perform(call, work))
-            self._tasks.add(call.task)
-            call.task.add_done_callback(self._tasks.discard)
-            cell.calls[call_id] = call
-        elif call.started.request_hash != started.request_hash:
+            if self._recorded_refusals >= RECORDED_REFUSALS and (refused := request.refusal()) is not None:
+                self.unrecorded_refusals += 1
+                raise refused
+            call = self._begin(cell, call_id, request)
+        elif call.started.request_hash != request.asked.request_hash:
             raise CallIdReusedError("this call_id was used for another request")
+        elif call.task.done():
+            # The same answer once more is free.
+            await self.pace()
         call.callers += 1
         call.abandoned = False
         cell.clock.sub_call_started(time.monotonic())
@@ -310,25 +383,60 @@ class SubCalls:
                 raise RunCancelledError("the cell that made this call has ended, or hung up") from None
             if call.callers == 1:
                 call.abandon()
+                if not call.paid:
+                    self.gate.blame(Offence.HUNG_UP)
             raise
         finally:
             call.callers -= 1
             cell.clock.sub_call_ended(time.monotonic())
 
-    async def _perform(self, call: _Call, work: _Work) -> SubAnswer:
+    def _begin(self, cell: _Cell, call_id: str, request: _Request) -> _Call:
+        asked = request.asked
+        occurrence = cell.occurrences[asked.request_hash]
+        cell.occurrences[asked.request_hash] += 1
+        started = SubCallStarted(
+            call=cell.next_name(),
+            turn=cell.turn,
+            what=request.what,
+            model=request.model,
+            prompt=asked.short,
+            request_hash=asked.request_hash,
+            occurrence=occurrence,
+        )
+        call = cell.calls[call_id] = _Call(started, asked.whole)
+
+        def over(task: asyncio.Task[SubAnswer]) -> None:
+            self._tasks.discard(task)
+            failed = task.cancelled() or task.exception() is not None
+            if failed and not call.paid:
+                # Its traceback would hold on to the text.
+                del cell.calls[call_id]
+
+        call.task = asyncio.create_task(self._perform(call, request))
+        self._tasks.add(call.task)
+        call.task.add_done_callback(over)
+        return call
+
+    async def _perform(self, call: _Call, request: _Request) -> SubAnswer:
         started_s = time.monotonic()
         answer, error, error_kind, memoised = "", "the cell ended first", RunCancelledError.__name__, False
         try:
             await self._recorder.record(call.started)
-            result = await work(call)
+            result = await request.work(call)
             answer, error, error_kind, memoised = result.text, "", "", result.memoised
             return result
         except Exception as failure:
             is_ours = isinstance(failure, OrchestratorError)
             error = str(failure) if is_ours else "the orchestrator failed"
             error_kind = type(failure).__name__
+            self._recorded_refusals += isinstance(failure, BudgetExceededError)
+            if isinstance(failure, ModelError) and failure.billing is Billing.NOTHING:
+                call.paid = False
             raise
         finally:
+            if call.paid and call.whole is not None:
+                self._recorder.keep(call.whole)
+            call.whole = None
             ended = SubCallEnded(
                 call=call.started.call,
                 answer=self._recorder.text(answer),
@@ -340,10 +448,9 @@ class SubCalls:
             await self._recorder.record(ended)
 
     async def _pay_for_child_run(self) -> None:
-        one = Amounts(child_runs=1)
-        treasury = self._tree.treasury
-        hold = await treasury.hold(self._spec.account, Ask(fixed=one), timeout_s=self._tree.calls.left_s())
-        treasury.ledger.settle(hold, confirmed=one)
+        treasury, ask = self._tree.treasury, Ask(fixed=_ONE_CHILD_RUN)
+        hold = await treasury.hold(self._spec.account, ask, timeout_s=self._tree.calls.left_s())
+        treasury.ledger.settle(hold, confirmed=_ONE_CHILD_RUN)
 
     def _child_account(self, max_tokens: int | None) -> Account:
         """The parent's account, or one below it when the child is to have less."""
@@ -363,7 +470,40 @@ def _child_answer(result: RunResult) -> SubAnswer:
     )
 
 
-def _hash(what: str, first: str, max_tokens: int | None, text: bytes) -> str:
-    """Identifies a request within its run; fixed-width parts before the only free one."""
-    head = hashlib.sha256(f"{what}\0{max_tokens}\0{first}".encode("utf-8", "replace")).digest()
-    return hashlib.sha256(head + text).hexdigest()
+def _head(what: str, first: str, max_tokens: int | None) -> bytes:
+    """What a request's hash begins with; its fixed width ends it before the only free part."""
+    return hashlib.sha256(f"{what}\0{max_tokens}\0{first}".encode("utf-8", "replace")).digest()
+
+
+def _read_bytes(context: ContextChoice) -> int:
+    """How much there is to read in a choice."""
+    match context:
+        case InlineText():
+            return len(context.data)
+        case OwnPaths():
+            return sum(map(len, context.paths)) + len(context.paths)
+        case _:
+            return 0
+
+
+def _read(data: bytes, head: bytes) -> _Asked:
+    """Read a text in small steps, between which other threads run.
+
+    Raises:
+        InvalidRequestError: With everything replaced that is no UTF-8 it is longer than a prompt may be.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    request_hash = hashlib.sha256(head)
+    parts, length_bytes = [], 0
+    for start in range(0, len(data), _READ_AT_ONCE_BYTES):
+        chunk = data[start : start + _READ_AT_ONCE_BYTES]
+        request_hash.update(chunk)
+        parts.append(decoder.decode(chunk, start + len(chunk) == len(data)))
+        length_bytes += utf8_bytes(parts[-1])
+    if length_bytes > MAX_PROMPT_BYTES:
+        raise InvalidRequestError(
+            f"the prompt has {length_bytes:,} bytes as UTF-8; {MAX_PROMPT_BYTES:,} are allowed"
+        )
+    text = "".join(parts)
+    short, whole = shorten(text)
+    return _Asked(text, short, whole, request_hash.hexdigest())

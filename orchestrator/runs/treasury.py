@@ -7,7 +7,8 @@ only when a step is used up. Two trees of one tenant can't overspend together: w
 
 import asyncio
 
-from orchestrator.budget import ZERO, Account, Amounts, Ask, Ledger, Request
+from orchestrator.budget import ZERO, Account, Amounts, Ask, Ledger, Request, most_output
+from orchestrator.errors import BudgetExceededError
 from orchestrator.runs.holds import take_hold
 from orchestrator.tenants.port import TenantAccount
 
@@ -39,6 +40,18 @@ class Treasury:
         """
         await self._cover(ask)
         return await take_hold(self.ledger, account, ask, timeout_s=timeout_s)
+
+    def refusal(self, account: Account, ask: Ask) -> BudgetExceededError | None:
+        """Why the tree itself can't ever grant this hold, or None. Nothing is held, and nothing drawn.
+
+        The tenant is not asked: it may have more than was drawn.
+        """
+        for one in account.path:
+            if one is not self._tenant_account:
+                most = most_output(one, ask)
+                if isinstance(most, BudgetExceededError):
+                    return most
+        return None
 
     async def close(self) -> None:
         """Give back what was drawn and not used. No hold may be open any more."""
