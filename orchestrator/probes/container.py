@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.probes.finding import Facts, Probe
+from orchestrator.probes.finding import Differs, Facts, Probe
 from orchestrator.probes.host import Host
 
 _ENVIRONMENT = {"HOME", "PATH", "LANG", "HOSTNAME", "PYTHONDONTWRITEBYTECODE"}
@@ -78,11 +78,12 @@ def _no_new_privileges(facts: Facts, host: Host) -> Iterator[str]:
         yield "the host's kernel says that new privileges can be gained"
 
 
-def _seccomp(facts: Facts, host: Host) -> Iterator[str]:
-    # Under gVisor the filter is that of its own process on the host; the profile is not applied to the guest.
+def _seccomp(facts: Facts, host: Host) -> Iterator[str | Differs]:
     if host.process.status["Seccomp"] != "2":
         yield f"no filter on the sandbox's process: mode {host.process.status['Seccomp']}"
-    if host.runtime == "runc" and facts["seccomp"] != "2":
+    if host.runtime == "runsc":
+        yield Differs("the filter is gVisor's own, on its process; our profile is not applied to the guest")
+    elif facts["seccomp"] != "2":
         yield f"no filter on a cell: mode {facts['seccomp']}"
 
 
@@ -99,12 +100,14 @@ def _uid(facts: Facts, host: Host) -> Iterator[str]:
 _FIRST_GUEST_UID = 200_000
 
 
-def _namespaces(facts: Facts, host: Host) -> Iterator[str]:
+def _namespaces(facts: Facts, host: Host) -> Iterator[str | Differs]:
     # gVisor's own numbers say nothing about the host; those of its process do.
     inside = facts["namespaces"] if host.runtime == "runc" else host.process.namespaces
     for name in _PRIVATE[host.runtime]:
         if not inside[name] or inside[name] == host.namespaces[name]:
             yield f"the host's {name} namespace"
+    if host.runtime == "runsc" and host.process.namespaces["pid"] == host.namespaces["pid"]:
+        yield Differs("gVisor's process is one of the host's; the guest's processes are gVisor's")
 
 
 def _mounts(facts: Facts, host: Host) -> Iterator[str]:
@@ -140,19 +143,20 @@ def _is_mask(point: str, kind: str, options: set[str], root: str) -> bool:
     return root == "/null" or ("ro" in options and kind in {"tmpfs", "proc", "sysfs", "cgroup"})
 
 
-def _devices(facts: Facts, host: Host) -> Iterator[str]:
+def _devices(facts: Facts, host: Host) -> Iterator[str | Differs]:
     known = _DEVICES | (_DEVICES_OF_GVISOR if host.runtime == "runsc" else set())
     if extra := facts["devices"].keys() - known:
         yield f"devices {sorted(extra)}"
     if "block" in facts["devices"].values():
         yield "a block device in /dev"
-    # gVisor makes nodes of any kind in its own memory; there is nothing behind them.
-    key = "opened" if host.runtime == "runsc" else "made"
-    made = {name: answer[key] for name, answer in facts["mknod"].items()}
-    if made["block device"] not in {"EPERM", "EACCES", "ENXIO", "ENODEV"}:
-        yield f"mknod of a disk: {made['block device']}"
-    if host.runtime == "runc" and made["character device"] not in {"EPERM", "EACCES"}:
-        yield f"mknod of a character device: {made['character device']}"
+    made = {name: answer["made"] for name, answer in facts["mknod"].items()}
+    if facts["mknod"]["block device"]["opened"] not in {"EPERM", "EACCES", "ENXIO", "ENODEV"}:
+        yield f"a disk was opened: {facts['mknod']['block device']}"
+    if not set(made.values()) <= {"EPERM", "EACCES"}:
+        if host.runtime == "runsc":
+            yield Differs("nodes can be made in gVisor's own file system; there is no device behind them")
+        else:
+            yield f"mknod: {made}"
 
 
 def _environment(facts: Facts, host: Host) -> Iterator[str]:

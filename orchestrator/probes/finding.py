@@ -16,7 +16,15 @@ Facts = Mapping[str, Any]
 """What a guest file printed, read from JSON. A judge may take any shape for granted: if a fact is missing or
 of another kind, its probe did not run."""
 
-Judge = Callable[[Facts, Host], Iterable[str]]
+
+@dataclass(frozen=True, slots=True)
+class Differs:
+    """A door that leads no further than gVisor's own kernel, inside the sandbox. Under runc it is closed."""
+
+    how: str
+
+
+Judge = Callable[[Facts, Host], Iterable[str | Differs]]
 """What is open, each in a few words; nothing when the door is closed."""
 
 _MAX_DETAIL_CHARS = 400
@@ -26,6 +34,8 @@ class Verdict(Enum):
     """What became of a probe."""
 
     CLOSED = "closed"
+    DIFFERS = "closed differently"
+    """Not tried in vain, but what answered is gVisor's own, and nothing of the host was reached."""
     OPEN = "open"
     DID_NOT_RUN = "did not run"
 
@@ -51,13 +61,13 @@ class Finding:
     title: str
     verdict: Verdict
     detail: str
-    """What is open, or why it did not run; empty when closed. It quotes the guest: make it visible first."""
+    """What is open, what differs, or why it did not run. It quotes the guest: make it visible first."""
     runtime: str
 
     @property
     def ok(self) -> bool:
         """Whether the door is known to be closed."""
-        return self.verdict is Verdict.CLOSED
+        return self.verdict in {Verdict.CLOSED, Verdict.DIFFERS}
 
 
 def read_facts(source: str, printed: str) -> Facts:
@@ -96,4 +106,8 @@ def _judge(probe: Probe, facts: Facts | str, host: Host) -> tuple[Verdict, str]:
         return Verdict.DID_NOT_RUN, str(error)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         return Verdict.DID_NOT_RUN, f"facts that make no sense: {type(error).__name__}: {error}"
-    return (Verdict.OPEN, "; ".join(found)) if found else (Verdict.CLOSED, "")
+    if doors := [each for each in found if isinstance(each, str)]:
+        return Verdict.OPEN, "; ".join(doors)
+    if found:
+        return Verdict.DIFFERS, "; ".join(each.how for each in found if isinstance(each, Differs))
+    return Verdict.CLOSED, ""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from orchestrator.probes.calls import CLOSED, LEFT_OUT, PASSES, allowed, numbers
-from orchestrator.probes.finding import Facts, Probe
+from orchestrator.probes.finding import Differs, Facts, Probe
 from orchestrator.probes.host import Host
 
 _REFUSED = frozenset({"EPERM", "ENOSYS"})
@@ -59,18 +59,23 @@ def passed(facts: Facts, machine: str) -> set[str]:
     }
 
 
-def _named(facts: Facts, host: Host, *labels: str) -> Iterator[str]:
+def _named(facts: Facts, host: Host, *labels: str) -> Iterator[str | Differs]:
     """Of these calls, or of all, those that went through."""
-    closed, served = (_UNSUPPORTED, SERVED_BY_GVISOR.keys()) if host.runtime == "runsc" else (_REFUSED, set())
+    closed = _UNSUPPORTED if host.runtime == "runsc" else _REFUSED
+    served: list[str] = []
     for label in labels or CLOSED:
         answer = facts["calls"].get(label)
-        if answer is None and CLOSED[label][0] not in numbers(host.machine):
+        if answer in closed or (answer is None and CLOSED[label][0] not in numbers(host.machine)):
             continue
-        if answer not in closed and label not in served:
+        if host.runtime == "runsc" and label in SERVED_BY_GVISOR:
+            served.append(label)
+        else:
             yield f"{label}: {answer}"
+    if served:
+        yield Differs(f"gVisor's own kernel answers {', '.join(served)}")
 
 
-def _calls(facts: Facts, host: Host) -> Iterator[str]:
+def _calls(facts: Facts, host: Host) -> Iterator[str | Differs]:
     yield from _named(facts, host)
     must = PASSES if host.runtime == "runc" else _PASS_UNDER_GVISOR
     for label in must:
@@ -93,7 +98,7 @@ def _sweep(facts: Facts, host: Host) -> Iterator[str]:
         yield f"calls that the profile does not name went through: {sorted(extra)}"
 
 
-def _user_namespaces(facts: Facts, host: Host) -> Iterator[str]:
+def _user_namespaces(facts: Facts, host: Host) -> Iterator[str | Differs]:
     yield from _named(
         facts, host, "clone NEWUSER", "clone NEWUSER NEWNET", "clone3", "unshare NEWUSER", "setns"
     )
@@ -134,17 +139,18 @@ def _programs(facts: Facts, _host: Host) -> Iterator[str]:
             yield f"{what}: {facts['others'][what]}"
 
 
-def _ipc(facts: Facts, host: Host) -> Iterator[str]:
+def _ipc(facts: Facts, host: Host) -> Iterator[str | Differs]:
     yield from _named(facts, host, "msgget", "shmget", "semget", "mq_open")
 
 
-def _keys(facts: Facts, host: Host) -> Iterator[str]:
+def _keys(facts: Facts, host: Host) -> Iterator[str | Differs]:
     yield from _named(facts, host, "add_key", "request_key", "keyctl")
 
 
-def _quotas(facts: Facts, host: Host) -> Iterator[str]:
-    # gVisor's are its own; none of the host's is used.
-    if host.runtime == "runc" and facts["inotify"]:
+def _quotas(facts: Facts, host: Host) -> Iterator[str | Differs]:
+    if facts["inotify"] and host.runtime == "runsc":
+        yield Differs(f"{facts['inotify']} inotify instances of gVisor's own; none of the host's")
+    elif facts["inotify"]:
         yield f"{facts['inotify']} inotify instances of a kernel quota"
     if facts["msgqueue"] != [0, 0]:
         yield f"room for message queues: {facts['msgqueue']}"
@@ -160,11 +166,11 @@ def _crash(facts: Facts, host: Host) -> Iterator[str]:
         yield f"the host's kernel.core_pattern hands crashes to {host.core_pattern[1:80]!r}"
 
 
-def _page_cache(facts: Facts, host: Host) -> Iterator[str]:
+def _page_cache(facts: Facts, host: Host) -> Iterator[str | Differs]:
     yield from _named(facts, host, "socket AF_ALG", "splice", "vmsplice", "tee")
 
 
-def _clocks(facts: Facts, host: Host) -> Iterator[str]:
+def _clocks(facts: Facts, host: Host) -> Iterator[str | Differs]:
     yield from _named(
         facts,
         host,

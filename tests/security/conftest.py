@@ -4,14 +4,18 @@ A test that asks for `runtime`, or for `player`, runs twice: on runc and on runs
 them says so: `@pytest.mark.parametrize("runtime", ["runc"])`.
 """
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 from docker import DockerClient
 
+from orchestrator.config import Settings
 from orchestrator.machine import runtimes
 from tests.cases import NO_RUNSC
 from tests.containers import containers_of, engine, image_id, instances_in, player, settings, state_dir
+from tests.security.probing import Probed, probe
 
 __all__ = ["containers_of", "engine", "image_id", "instances_in", "player", "settings", "state_dir"]
 
@@ -33,3 +37,9 @@ def runtime(request: pytest.FixtureRequest, engine: DockerClient) -> str:
     if name == "runsc" and name not in runtimes(engine):
         pytest.skip(NO_RUNSC)
     return name
+
+
+@pytest.fixture(scope="session")
+def probed(engine: DockerClient, image_id: str, state_dir: Path) -> Callable[[str], Probed]:
+    """What all probes found in one sandbox of a runtime; made once."""
+    return cache(lambda runtime: probe(Settings(state_dir=state_dir, image=image_id), runtime))
