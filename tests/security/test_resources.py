@@ -489,7 +489,7 @@ async def test_e16_a_cell_that_breaks_its_own_tools_ends_in_a_clear_state(house:
                     break
                 await victim.cell("import os\nos._exit(0)", timeout_s=1.0)
             if CellOutcome.SANDBOX_LOST in ended:
-                # An old gVisor (2022) may never finish killing a process that has just become another program.
+                # gVisor of 2022 may never finish killing a process that has just become another program.
                 assert (house.runtime, what) == ("runsc", "another program"), ended
                 break
             assert ended[-1] is CellOutcome.OK, (what, ended)
