@@ -232,11 +232,13 @@ def _is(archived: ArchivedImage, inspected: dict[str, Any]) -> bool:
     """Whether the engine's image is the archived one.
 
     An engine that keeps images in containerd's store names them by another hash than their configuration's;
-    there layers and settings must be equal.
+    there layers, settings and the time it was made must be equal.
     """
     if inspected["Id"] == archived.image_id:
         return True
     settings = inspected.get("Config") or {}
-    return inspected.get("RootFS", {}).get("Layers") == archived.diff_ids and all(
-        (settings.get(name) or None) == (archived.settings.get(name) or None) for name in _SETTINGS
+    return (
+        inspected.get("RootFS", {}).get("Layers") == archived.diff_ids
+        and inspected.get("Created") == archived.created
+        and all((settings.get(name) or None) == (archived.settings.get(name) or None) for name in _SETTINGS)
     )

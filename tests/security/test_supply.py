@@ -155,9 +155,10 @@ def test_the_image_records_exactly_what_it_holds(engine: DockerClient, exported:
 
 # Taken out, or of other systems.
 ABSENT_MODULES = {
-    "_aix_support", "_gdbm", "_msi", "_overlapped", "_osx_support", "_scproxy", "_tkinter", "_winapi", "antigravity",
-    "distutils", "ensurepip", "idlelib", "lib2to3", "msilib", "msvcrt", "nis", "nt", "pydoc_data", "tkinter",
-    "turtle", "turtledemo", "venv", "winreg", "winsound", "this", "_bootlocale", "ossaudiodev",
+    "_aix_support", "_gdbm", "_msi", "_overlapped", "_osx_support", "_scproxy", "_tkinter", "_winapi",
+    "antigravity", "distutils", "ensurepip", "idlelib", "lib2to3", "msilib", "msvcrt", "nis", "nt",
+    "pydoc_data", "tkinter", "turtle", "turtledemo", "venv", "winreg", "winsound", "this",
+    "_bootlocale", "ossaudiodev",
 }  # fmt: skip
 
 IMPORT_ALL = """
@@ -236,7 +237,7 @@ def imports(path: Path) -> Iterator[str]:
 # Below these, a hole is known that a guest, a model server or a bystander could reach.
 FLOORS = {
     "protobuf": "6.33.5",  # CVE-2026-0994: nested messages exhaust the stack of the JSON parser
-    "grpcio": "1.85.1",  # no hole that we know of: what a hostile guest can do to it was measured with this one
+    "grpcio": "1.85.1",  # no hole that we know of: what a hostile guest can do was measured with this one
     "h11": "0.16",  # CVE-2025-43859: chunked bodies that two readers read as different requests
     "aiohttp": "3.12.14",  # CVE-2025-53643: likewise, in trailers
     "requests": "2.32.4",  # CVE-2024-47081: credentials of ~/.netrc for another host
