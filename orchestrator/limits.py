@@ -67,6 +67,8 @@ MAX_CONTEXT_FILES = 1_000_000
 ANSWER_CHUNK_BYTES = 256 * 1024
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 """Longest answer of a run."""
+MAX_ANSWER_CHUNKS = 1_024
+"""The worker needs 64; each costs us a turn of the event loop, whatever its length."""
 MAX_OUTPUT_CHUNK_BYTES = 64 * 1024
 MAX_TRACEBACK_BYTES = 16 * 1024
 MAX_VARIABLES = 200

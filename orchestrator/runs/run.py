@@ -98,12 +98,12 @@ class _Run:
         try:
             await self._record_start()
             async with deadline, self._tree.slots.take(self._spec.depth):
-                # A task is best ended from outside the way its deadline ends it.
-                self._sub_calls.gate.on_shut = lambda: deadline.reschedule(asyncio.get_running_loop().time())
+                self._sub_calls.gate.on_shut = lambda: _pass_now(deadline)
                 try:
                     end = await self._loop()
                 finally:
                     await self._end_lease()
+                    self._sub_calls.gate.on_shut = _nothing
         except MachineError as error:
             end = turn.End(Outcome.INTERNAL_ERROR, None, str(error))
             raise
@@ -358,6 +358,16 @@ class _Run:
         if conduct.remarkable or unrecorded:
             counts = {offence.value: count for offence, count in conduct.counts.items()}
             await self._recorder.record(GuestMisbehaved(counts=counts, unrecorded_refusals=unrecorded))
+
+
+def _pass_now(deadline: asyncio.Timeout) -> None:
+    """What ends a run from outside must end it the way its deadline does, which every await is made for."""
+    if not deadline.expired():
+        deadline.reschedule(asyncio.get_running_loop().time())
+
+
+def _nothing() -> None:
+    """What is left to do for a run whose sandbox is gone."""
 
 
 def _describe(shape: Shape) -> str:

@@ -4,6 +4,7 @@ The guest is hostile from its first message. Anything out of order or past a cap
 which ends the sandbox; nothing a guest sends reaches the rest of the program unchecked.
 """
 
+import codecs
 from dataclasses import dataclass, field
 
 from rlm_proto.v1 import sandbox_pb2 as pb
@@ -13,6 +14,7 @@ from orchestrator.errors import GuestProtocolError
 from orchestrator.limits import (
     ANSWER_CHUNK_BYTES,
     MAX_ANSWER_BYTES,
+    MAX_ANSWER_CHUNKS,
     MAX_OUTPUT_CHUNK_BYTES,
     MAX_TRACEBACK_BYTES,
     MAX_VARIABLE_NAME_BYTES,
@@ -22,6 +24,8 @@ from orchestrator.limits import (
 )
 
 PROTOCOL_VERSION = 1
+_REPLACEMENT_BYTES = 3
+"""Of one character: an answer that was cut in the middle of its last one."""
 
 _LOST = {
     pb.NamespaceLost.CAUSE_KILLED: CellOutcome.KILLED,
@@ -39,13 +43,48 @@ _RESOURCES = {
 }
 
 
+class _Answer:
+    """A run's answer as it comes in. Each chunk is read at once, so that no step of it is a long one."""
+
+    def __init__(self) -> None:
+        self.received_bytes = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._parts: list[str] = []
+        self._length_bytes = 0
+
+    def add(self, data: bytes) -> None:
+        """The next chunk.
+
+        Raises:
+            GuestProtocolError: The answer comes in too many chunks or is too long, as it is or with all
+                replaced that is no UTF-8.
+        """
+        self.received_bytes += len(data)
+        if self.received_bytes > MAX_ANSWER_BYTES:
+            raise GuestProtocolError("the answer is longer than it may be")
+        if len(self._parts) == MAX_ANSWER_CHUNKS:
+            raise GuestProtocolError("the answer comes in too many chunks")
+        self._put(self._decoder.decode(data))
+
+    def text(self) -> str:
+        """The whole answer."""
+        self._put(self._decoder.decode(b"", True))
+        return "".join(self._parts)
+
+    def _put(self, part: str) -> None:
+        self._parts.append(part)
+        self._length_bytes += len(part.encode())
+        if self._length_bytes > MAX_ANSWER_BYTES + _REPLACEMENT_BYTES:
+            raise GuestProtocolError("the answer is longer than it may be, as UTF-8")
+
+
 @dataclass(slots=True)
 class _RunningCell:
     cell_id: int
     head: bytearray = field(default_factory=bytearray)
     tail: bytearray = field(default_factory=bytearray)
     tail_offset: int = 0
-    answer: bytearray = field(default_factory=bytearray)
+    answer: _Answer = field(default_factory=_Answer)
     received_bytes: int = 0
 
     @property
@@ -141,9 +180,7 @@ class AttachProtocol:
     def _answer(self, cell: _RunningCell, data: bytes) -> None:
         if not 0 < len(data) <= ANSWER_CHUNK_BYTES:
             raise GuestProtocolError("an answer chunk is empty or too large")
-        if len(cell.answer) + len(data) > MAX_ANSWER_BYTES:
-            raise GuestProtocolError("the answer is longer than it may be")
-        cell.answer.extend(data)
+        cell.answer.add(data)
 
     def _cell_ended(self, cell: _RunningCell, ended: pb.CellEnded) -> CellResult:
         outcome, traceback, status = _outcome(ended)
@@ -153,10 +190,10 @@ class AttachProtocol:
             raise GuestProtocolError("the guest's output does not add up")
         answer: str | None = None
         if ended.HasField("answer"):
-            if ended.answer.length_bytes != len(cell.answer):
+            if ended.answer.length_bytes != cell.answer.received_bytes:
                 raise GuestProtocolError("the answer does not add up")
-            answer = _text(cell.answer)
-        elif cell.answer:
+            answer = cell.answer.text()
+        elif cell.answer.received_bytes:
             raise GuestProtocolError("the guest sent an answer and did not announce it")
         variables = _variables(ended)
         lost = () if outcome.namespace_kept else self._variables

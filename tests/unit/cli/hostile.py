@@ -45,6 +45,7 @@ _BY_TYPE: Mapping[object, st.SearchStrategy[object]] = {
     Amounts: _amounts,
     Usage: st.builds(Usage, _counts, _counts, _counts, _counts),
     tuple[str, ...]: st.lists(texts, max_size=3).map(tuple),
+    Mapping[str, int]: st.dictionaries(texts, _counts, max_size=2),
     Mapping[str, float]: st.dictionaries(texts, st.floats(0, 1e9), max_size=2),
 }
 

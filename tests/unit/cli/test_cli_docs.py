@@ -36,6 +36,7 @@ _TYPES: Mapping[object, str] = {
     Amounts: "amounts",
     Usage: "usage",
     tuple[str, ...]: "array of strings",
+    Mapping[str, int]: "object",
     Mapping[str, float]: "object",
 }
 
