@@ -38,7 +38,7 @@ def one_input(data: bytes) -> None:
             said = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(said, dict) and said.get("kind") in _KINDS:
+        if isinstance(said, dict) and str(said.get("kind")) in _KINDS:
             events.append(_event(said))
     tree = RunTree()
     plain = PlainLines(tree)
