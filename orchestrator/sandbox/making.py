@@ -31,6 +31,9 @@ from orchestrator.shielding import run_shielded
 
 _log = logging.getLogger(__name__)
 
+_UNSTUCK_S = 15.0
+"""From the end of a stuck runtime to the engine's being free of it; seen: two seconds."""
+_UNSTUCK_LOOK_S = 0.5
 _LOOK_AT_START_S = 2.0
 """How often the engine is asked whether a sandbox that has not dialled in still runs."""
 
@@ -112,14 +115,42 @@ class SandboxMaker:
 
     async def _end(self, sandbox_id: SandboxId, uid: int | None, *, started: bool) -> None:
         try:
-            await self._driver.destroy(sandbox_id)
-            if not started:
-                await asyncio.to_thread(end_leftovers, self._instance.containers([sandbox_id]))
+            if started:
+                await self._driver.destroy(sandbox_id)
+            else:
+                await self._destroy_unstarted(sandbox_id)
         except EngineError as error:
             self._instance.leak(sandbox_id, uid)
             _log.error("sandbox %s may still be there; the reaper goes on trying: %s", sandbox_id, error)
         else:
             self._instance.ended(sandbox_id, uid)
+
+    async def _destroy_unstarted(self, sandbox_id: SandboxId) -> None:
+        """Also one whose start hangs in its runtime.
+
+        The engine answers no question about such a container until the runtime's processes are gone (seen
+        with gVisor's platform kvm on a machine without virtualisation).
+        """
+        containers = self._instance.containers([sandbox_id])
+        try:
+            await self._driver.destroy(sandbox_id)
+        except EngineError:
+            if not await asyncio.to_thread(end_leftovers, containers):
+                raise
+            await self._destroy_unstuck(sandbox_id)
+        # The engine can have removed the container and left these.
+        await asyncio.to_thread(end_leftovers, containers)
+
+    async def _destroy_unstuck(self, sandbox_id: SandboxId) -> None:
+        give_up_s = time.monotonic() + _UNSTUCK_S
+        while True:
+            try:
+                return await self._driver.destroy(sandbox_id)
+            except EngineError:
+                # The call that hung has yet to come back.
+                if time.monotonic() >= give_up_s:
+                    raise
+                await asyncio.sleep(_UNSTUCK_LOOK_S)
 
     async def _wait_ready(self, session: SandboxSession, sandbox_id: SandboxId) -> None:
         give_up_s = time.monotonic() + WORKER_DIAL_IN_S
