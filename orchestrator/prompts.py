@@ -242,7 +242,7 @@ _LOSS = {
     SandboxLoss.WORKER_ENDED: ": the process that runs it ended",
     SandboxLoss.WORKER_SILENT: ": it no longer answered",
     SandboxLoss.PROTOCOL_BROKEN: ": something in it tampered with its connection",
-    SandboxLoss.CONTAINER_GONE: ": its container was removed from outside",
+    SandboxLoss.CONTAINER_GONE: ": its container was ended from outside",
     SandboxLoss.ENGINE_GONE: ": the container engine failed",
 }
 

@@ -10,9 +10,10 @@ the cell began, as the host reads it from the control group. The first row that 
     any        no answer       any            engine_gone
     any        gone            any            container_gone
     any        out of memory   some, unread   out_of_memory
-    any        out of memory   none           container_gone    killed from outside; the flag is an older one
+    any        out of memory   none           as "killed"       the flag is an older one
     any        killed          some           out_of_memory     the engine had not heard of it yet
-    any        killed          none, unread   container_gone    only the host can kill PID 1 with SIGKILL
+    any        killed          none, unread   container_gone    with runc nobody inside can kill PID 1
+                                              worker_ended      with gVisor a cell can
     any        exited          any            worker_ended
     silent     running         any            worker_silent
     closed     running         any            worker_ended      on its way out, or it hung up on us
@@ -72,8 +73,19 @@ def since(before: Counters, after: Counters) -> HostFacts:
     )
 
 
-def why_lost(stream: StreamEnd, engine: Ending | None, facts: HostFacts) -> SandboxLoss:
-    """The first table. `engine` is None when the engine did not answer."""
+def why_lost(
+    stream: StreamEnd, engine: Ending | None, facts: HostFacts, *, worker_is_out_of_reach: bool
+) -> SandboxLoss:
+    """The first table.
+
+    Args:
+        stream: How the stream ended.
+        engine: None when it did not answer.
+        facts: Since the cell began.
+        worker_is_out_of_reach: Whether the runtime keeps signals of a cell from its worker, as Linux does for
+            the first process of a pid namespace. gVisor (seen with 20221219) does not.
+    """
+    killed = SandboxLoss.CONTAINER_GONE if worker_is_out_of_reach else SandboxLoss.WORKER_ENDED
     if stream is StreamEnd.UNRULY:
         return SandboxLoss.PROTOCOL_BROKEN
     match engine:
@@ -82,9 +94,9 @@ def why_lost(stream: StreamEnd, engine: Ending | None, facts: HostFacts) -> Sand
         case Ending.GONE:
             return SandboxLoss.CONTAINER_GONE
         case Ending.OUT_OF_MEMORY:
-            return SandboxLoss.CONTAINER_GONE if facts.oom_kills == 0 else SandboxLoss.OUT_OF_MEMORY
+            return killed if facts.oom_kills == 0 else SandboxLoss.OUT_OF_MEMORY
         case Ending.KILLED:
-            return SandboxLoss.OUT_OF_MEMORY if facts.oom_kills else SandboxLoss.CONTAINER_GONE
+            return SandboxLoss.OUT_OF_MEMORY if facts.oom_kills else killed
         case Ending.EXITED:
             return SandboxLoss.WORKER_ENDED
         case Ending.RUNNING:

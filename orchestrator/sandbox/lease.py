@@ -23,6 +23,10 @@ from orchestrator.sandbox.session import CpuMeter
 _STR_SHARE = 4
 """A context text is a real str up to this fraction of the sandbox's memory (design, section 4)."""
 _LOOK_AGAIN_S = 0.1
+_MAY_CHANGE_S = {
+    Ending.RUNNING: LOOK_AT_LOSS_S,  # its process ends after its stream
+    Ending.KILLED: 0.5,  # a container that somebody removes is killed first
+}
 _WANTED_FOR_S = RunLimits().deadline_s
 
 
@@ -58,19 +62,24 @@ class LeasedSandbox:
         before, self._counters = self._counters, self._driver.counters(self.sandbox_id)
         facts = since(before, self._counters)
         if result.outcome is CellOutcome.SANDBOX_LOST:
-            stream = self._session.stream_end
-            return result.lost_for(why_lost(stream, await self._engine_says(), facts))
+            loss = why_lost(
+                self._session.stream_end,
+                await self._engine_says(),
+                facts,
+                worker_is_out_of_reach=self.runtime == "runc",
+            )
+            return result.lost_for(loss)
         return judged(result, facts, self._sizes)
 
     async def _engine_says(self) -> Ending | None:
         """What became of the container, once it has ended or is not going to; None without an answer."""
-        give_up_s = time.monotonic() + LOOK_AT_LOSS_S
+        lost_s = time.monotonic()
         while True:
             try:
                 ending = await self._driver.ending(self.sandbox_id)
             except EngineError:
                 return None
-            if ending is not Ending.RUNNING or time.monotonic() >= give_up_s:
+            if time.monotonic() >= lost_s + _MAY_CHANGE_S.get(ending, 0.0):
                 return ending
             await asyncio.sleep(_LOOK_AGAIN_S)
 

@@ -41,7 +41,7 @@ class Ending(Enum):
     OUT_OF_MEMORY = "out of memory"
     """It was killed, and the kernel had killed something of it for memory, at that moment or before."""
     KILLED = "killed"
-    """By a SIGKILL, and not for memory: nothing inside can send its first process one."""
+    """By a SIGKILL, and not for memory."""
     GONE = "gone"
 
 
