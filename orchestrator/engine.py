@@ -66,7 +66,9 @@ def look_at_engine(settings: Settings, *, runtime: str | None = None) -> LookedA
     try:
         facts = _facts(client)
         local = client.api.base_url == _ON_THIS_HOST
-        gvisor = facts.runtimes.get(GVISOR, ()) if runtime in {None, GVISOR} else ()
+        # Asking gVisor costs 50 ms and more: a run pays that only where the answer could refuse it.
+        judged = runtime is None or (runtime == GVISOR and settings.refuse_known_bad_versions)
+        gvisor = facts.runtimes.get(GVISOR, ()) if judged else ()
         host = read_host_facts(gvisor) if local else None
         holes = table()
         if host is not None:

@@ -153,6 +153,21 @@ def test_certificates_that_are_not_there_are_told(
         look_at_engine(settings)
 
 
+@pytest.mark.case("A16")
+def test_an_old_gvisor_refuses_where_the_settings_say_so(
+    serve: Serve, settings: Settings, tmp_path: Path
+) -> None:
+    program = tmp_path / "runsc"
+    program.write_text("#!/bin/sh\necho runsc version release-20221219.0\n")
+    program.chmod(0o755)
+    serve(engine({"Runtimes": {"runsc": {"path": str(program)}}}))
+    looked = look_at_engine(settings)
+    looked.client.close()
+    assert "runsc version" in [objection.name for objection in looked.objections]
+    with pytest.raises(EngineError, match=r"runsc version: runsc release-20221219\.0 is out of date"):
+        fit_engine(replace(settings, refuse_known_bad_versions=True), runtime="runsc")
+
+
 # --- A sandbox that is not the one that was asked for --------------------------------------------------
 
 
