@@ -16,6 +16,7 @@ from orchestrator.models.anthropic_client import AnthropicClient
 from orchestrator.models.port import ModelClient, ModelRequest
 from orchestrator.models.sdk import anthropic_api
 from tests.fakes import anthropic_server as fake
+from tests.fakes.provider import provider_in_this_process
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def _anthropic(scene: Scene) -> AsyncIterator[ModelClient]:
+async def _server(scene: Scene) -> AsyncIterator[str]:
     failures = [scene.fails_first] if scene.fails_first else []
 
     def respond(body: dict[str, Any]) -> fake.Play:
@@ -51,11 +52,23 @@ async def _anthropic(scene: Scene) -> AsyncIterator[ModelClient]:
         return fake.Call(scene.turns[turn]) if turn < len(scene.turns) else fake.Say("done")
 
     async with fake.serve(respond) as server:
-        client = AnthropicClient(anthropic_api("key", server.url))
+        yield server.url
+
+
+@asynccontextmanager
+async def _anthropic(scene: Scene) -> AsyncIterator[ModelClient]:
+    async with _server(scene) as url:
+        client = AnthropicClient(anthropic_api("key", url))
         try:
             yield client
         finally:
             await client.aclose()
+
+
+@asynccontextmanager
+async def _provider(scene: Scene) -> AsyncIterator[ModelClient]:
+    async with _server(scene) as url, provider_in_this_process(url) as client:
+        yield client
 
 
 @asynccontextmanager
@@ -87,7 +100,7 @@ async def _scripted(scene: Scene) -> AsyncIterator[ModelClient]:
 Opens = Callable[[Scene], AbstractAsyncContextManager[ModelClient]]
 
 
-@pytest.fixture(params=[_anthropic, _scripted], ids=["anthropic", "scripted"])
+@pytest.fixture(params=[_anthropic, _provider, _scripted], ids=["anthropic", "provider", "scripted"])
 def opens(request: pytest.FixtureRequest) -> Opens:
     """A client of each kind, playing a scene."""
     client: Opens = request.param

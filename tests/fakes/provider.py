@@ -1,10 +1,17 @@
 """Provider processes for tests: real ones, asked to send to a fake provider, and none."""
 
+import asyncio
 import os
-from typing import Self
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Self, cast
 
 from orchestrator.models.platforms import Platform
+from orchestrator.models.provider.client import ProviderClient
+from orchestrator.models.provider.connection import connect
 from orchestrator.models.provider.launch import ProviderProcess
+from orchestrator.models.provider.process import serve
 from orchestrator.models.provider.sealed import SealedCredentials
 
 KEY = "sk-ant-test-0123456789-canary"
@@ -16,6 +23,29 @@ def provider_at(
     """A process that has the key and sends to the address; close it."""
     given = {**({"ANTHROPIC_API_KEY": key} if key else {}), **credentials}
     return ProviderProcess(SealedCredentials.of(given), base_url=url, platform=platform)
+
+
+class _SameProcess:
+    """What `connect` needs of a provider process, which is served here, in a task."""
+
+    def __init__(self, url: str, channel: socket.socket) -> None:
+        self.base_url = url
+        self.platform = None
+        self.channel = channel
+
+
+@asynccontextmanager
+async def provider_in_this_process(url: str, **credentials: str) -> AsyncIterator[ProviderClient]:
+    """A client and, over a real channel, what serves it: as in two processes, without the second's start."""
+    ours, theirs = socket.socketpair()
+    serving = asyncio.create_task(serve(theirs, lambda: credentials or {"ANTHROPIC_API_KEY": KEY}))
+    connection = await connect(cast(ProviderProcess, _SameProcess(url, ours)))
+    try:
+        yield connection.client
+    finally:
+        await connection.client.aclose()
+        # It ends by itself, as the process would.
+        await serving
 
 
 class NoProcess:

@@ -33,11 +33,26 @@ def main(channel_fd: int, credentials_fd: int) -> None:
     hardening.close_this_process()
     # For this process alone (`launch`). A program that a platform's library starts has its own.
     os.environ.pop("PYTHONPATH", None)
-    asyncio.run(_serve(socket.socket(fileno=channel_fd), lambda: sealed.unseal(credentials_fd)))
+    asyncio.run(serve(socket.socket(fileno=channel_fd), lambda: sealed.unseal(credentials_fd)))
 
 
-async def _serve(channel: socket.socket, unseal: Callable[[], dict[str, str]]) -> None:
+async def serve(channel: socket.socket, unseal: Callable[[], dict[str, str]]) -> None:
+    """Serve the channel until its other end closes.
+
+    Args:
+        channel: To the orchestrator; closed in the end.
+        unseal: Gives the credentials, once where calls go is known.
+    """
     reader, writer = await asyncio.open_unix_connection(sock=channel, limit=frames.BUFFER_BYTES)
+    try:
+        await _serve(reader, writer, unseal)
+    finally:
+        writer.close()
+
+
+async def _serve(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unseal: Callable[[], dict[str, str]]
+) -> None:
     first = await frames.receive(reader)
     if first is None:
         return
