@@ -18,6 +18,7 @@ from orchestrator.limits import (
     MAX_HANG_UPS,
     MAX_MALFORMED,
     MAX_REFUSALS,
+    MAX_RESETS,
     MAX_TURNED_AWAY,
 )
 
@@ -28,6 +29,8 @@ class Offence(Enum):
     REFUSED = "refused calls"
     """Well-formed, and refused: by a budget, the depth, the allow-list, between cells, or as senseless."""
     HUNG_UP = "calls given up before they cost anything"
+    RESET = "calls given up as they were made"
+    """Their request never came, or was not waited for."""
     TURNED_AWAY = "calls past the window"
     """More at once than the lease allows, twice over: the library queues them."""
     UNKNOWN_METHOD = "calls of unknown methods"
@@ -38,6 +41,7 @@ class Offence(Enum):
 LIMITS: Mapping[Offence, int] = {
     Offence.REFUSED: MAX_REFUSALS,
     Offence.HUNG_UP: MAX_HANG_UPS,
+    Offence.RESET: MAX_RESETS,
     Offence.TURNED_AWAY: MAX_TURNED_AWAY,
     Offence.UNKNOWN_METHOD: MAX_MALFORMED,
     Offence.MALFORMED: MAX_MALFORMED,
@@ -45,7 +49,8 @@ LIMITS: Mapping[Offence, int] = {
 """How many of each a run may commit. Counted over the whole run: what is slow enough never to get there is
 slow enough to be borne."""
 
-_ORDINARY = {Offence.REFUSED, Offence.HUNG_UP}
+_ORDINARY = {Offence.REFUSED, Offence.HUNG_UP, Offence.RESET}
+"""What honest programs do too, and what ordinary events tell or nobody misses."""
 
 
 @dataclass(slots=True)

@@ -117,6 +117,8 @@ RECORDED_REFUSALS = 1_000
 """Refusals by a budget that are recorded one by one; later ones are only counted."""
 MAX_HANG_UPS = 5_000
 """Of one run: an interrupted cell hangs up on at most a window of calls, a program with time-outs on more."""
+MAX_RESETS = 500
+"""Of one run, of calls whose request was not even received: milliseconds, in which few interrupts fall."""
 MAX_TURNED_AWAY = 2_000
 """Of one run. The guest library never exceeds its window; code that speaks gRPC itself may, by accident."""
 MAX_MALFORMED = 100

@@ -211,11 +211,11 @@ class _Intake:
         try:
             data = await self._gate.receive(context, self._max_bytes)
         except asyncio.CancelledError:
-            self._gate.blame(Offence.HUNG_UP)
+            self._gate.blame(Offence.RESET)
             raise
         if data is None:
             # What a call looks like that was given up at once.
-            self._gate.blame(Offence.HUNG_UP)
+            self._gate.blame(Offence.RESET)
             await context.abort(grpc.StatusCode.CANCELLED, "a call without a request")
         held_bytes = len(data)
         try:
