@@ -5,6 +5,7 @@ from typing import Any
 
 from orchestrator.probes.finding import Differs, Facts, Probe
 from orchestrator.probes.host import Host
+from orchestrator.sandbox.posture import CPU_SHARES
 
 _ENVIRONMENT = {"HOME", "PATH", "LANG", "HOSTNAME", "PYTHONDONTWRITEBYTECODE"}
 _OF_THE_INTERPRETER = {"PYTHONHASHSEED", "PYTHONUTF8"}
@@ -235,6 +236,9 @@ def _limits_in_force(facts: Facts, host: Host) -> Iterator[str]:
             "memory.memsw.limit_in_bytes": resources.memory_bytes,
             "pids.max": resources.pids,
         }
+    # Version 2 has weights instead, of which 100 is everybody's.
+    if not (cgroup.get("cpu.shares") == str(CPU_SHARES) or int(cgroup.get("cpu.weight", "100")) < 100):
+        yield "it has as much weight as any other container"
     for name, value in wanted.items():
         if cgroup.get(name) != str(value):
             yield f"{name} is {cgroup.get(name, 'missing')} on the host, not {value}"

@@ -44,8 +44,10 @@ PROBES: Sequence[Probe] = (*container.PROBES, *storage.PROBES, *kernel.PROBES, *
 _CONTEXT = b"nothing to see here\n"
 _CELL_S = 60.0
 _DOOR = "orchestrator.probes.guest.door"
-_METADATA_SERVICE = "169.254.169.254"
+METADATA_SERVICE = "169.254.169.254"
 """Where clouds keep a machine's credentials. We have no listener there; the refusal itself is looked at."""
+SOME_NAME = "example.com"
+"""A name that anybody could look up."""
 
 
 async def probe_sandbox(
@@ -150,7 +152,8 @@ def _prelude(listeners: Listeners) -> str:
         "calls": calls.named(machine),
         "sweep": calls.sweep(machine),
         "abstract": list(listeners.abstract),
-        "tcp": [*((host, int(port)) for host, port in addresses), (_METADATA_SERVICE, 80)],
+        "name": SOME_NAME,
+        "tcp": [*((host, int(port)) for host, port in addresses), (METADATA_SERVICE, 80)],
         "udp": [(host, int(port)) for host, port in map(str.split, listeners.udp)],
     }
     return (

@@ -18,6 +18,9 @@ LABEL_UID = "rlm.uid"
 TMP_FILES = 16_384
 """Files in the guest's /tmp; each takes kernel memory besides its bytes."""
 
+CPU_SHARES = 128
+"""Weight of a sandbox against other containers, of which each has 1,024 unless told otherwise."""
+
 _MIB = 1024 * 1024
 
 # Both are lists of the engine's too, which grow with its version. These are the same on every engine.
@@ -110,7 +113,7 @@ def _host_config(spec: SandboxSpec, resources: Resources) -> dict[str, object]:
         "MemorySwap": resources.memory_bytes,
         "OomScoreAdj": 500,  # before anything of the host
         "NanoCpus": int(resources.cpus * 1e9),
-        "CpuShares": 128,  # of 1,024: on a busy machine its owner's other containers come first
+        "CpuShares": CPU_SHARES,  # on a busy machine its owner's other containers come first
         "PidsLimit": resources.pids,
         "Ulimits": [
             # No nproc: it counts per uid, not per container. PidsLimit does that job.

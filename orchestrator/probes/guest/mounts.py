@@ -6,6 +6,8 @@ import stat
 from orchestrator.probes.guest.door import attempt, attempts, can_create_in, read, say, scratch, writable
 
 _MAX_DIRECTORIES = 20_000
+_MAX_SHOWN = 50
+"""The line has to stay whole, and a longer one than some kilobytes is cut."""
 
 
 def _mounts() -> list[tuple[str, str, str, str]]:
@@ -65,12 +67,14 @@ say(
     "mounts",
     {
         "mounts": mounts,
-        "created_in": sorted(directory for directory in directories if can_create_in(directory)),
+        "created_in": sorted(directory for directory in directories if can_create_in(directory))[:_MAX_SHOWN],
         "looked_at": len(directories),
         "writable_points": sorted(
             point for point in points if (can_create_in(point) if os.path.isdir(point) else writable(point))
         ),
-        "writable_files": sorted(path for path in important if os.path.isfile(path) and writable(path)),
+        "writable_files": sorted(path for path in important if os.path.isfile(path) and writable(path))[
+            :_MAX_SHOWN
+        ],
         "devices": {name: _kind("/dev/" + name) for name in os.listdir("/dev")},
         "context": attempts(
             {

@@ -1,7 +1,7 @@
 """What a sandbox is created with, written down whole in golden_hostconfig.json.
 
-Whatever changes there changes what a hostile guest can do. In place of the seccomp profile it has its hash, and
-placeholders where sandboxes differ.
+Whatever changes there changes what a hostile guest can do. In place of the seccomp profile it has its hash,
+and placeholders where sandboxes differ.
 """
 
 import hashlib
