@@ -9,7 +9,9 @@ processes aren't.
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.sandbox.port import Counters
@@ -17,30 +19,63 @@ from orchestrator.sandbox.port import Counters
 _ROOT = Path("/sys/fs/cgroup")
 _FILE_BYTES = 4_096
 
-# By file name: the line that is read from it.
-_V1 = {"memory": ("memory.oom_control", b"oom_kill"), "pids": ("pids.events", b"max")}
-_V2 = {"memory": ("memory.events", b"oom_kill"), "pids": ("pids.events", b"max")}
+_V1 = {
+    "memory": ("memory.oom_control", b"oom_kill"),
+    "pids": ("pids.events", b"max"),
+    "cpuacct": ("cpuacct.usage", b""),
+}
+"""By controller: the file, and how the line begins that is read from it."""
+_V2 = {
+    "memory": ("memory.events", b"oom_kill"),
+    "pids": ("pids.events", b"max"),
+    "cpuacct": ("cpu.stat", b"usage_usec"),
+}
+_CPU_UNITS_PER_S = {b"": 1e9, b"usage_usec": 1e6}
 
 NOTHING_KNOWN = Counters(oom_kills=None, refused_forks=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    descriptor: int
+    line: bytes
+
+    def read(self) -> int | None:
+        try:
+            text = os.pread(self.descriptor, _FILE_BYTES, 0)
+        except OSError:
+            return None
+        for line in text.splitlines():
+            name, _, value = line.rpartition(b" ")
+            if name == self.line and value.isdigit():
+                return int(value)
+        return None
 
 
 class CgroupCounters:
     """The counters of one control group. `close` it."""
 
-    def __init__(self, oom: tuple[int, bytes] | None, pids: tuple[int, bytes] | None) -> None:
-        self._oom = oom
-        self._pids = pids
+    def __init__(self, counters: Mapping[str, _Counter]) -> None:
+        self._counters = dict(counters)
 
     def read(self) -> Counters:
         """The counters now; None for what cannot be read, which all is once the group is removed."""
-        return Counters(oom_kills=_count(self._oom), refused_forks=_count(self._pids))
+        cpu = self._counters.get("cpuacct")
+        used = self._read("cpuacct")
+        return Counters(
+            oom_kills=self._read("memory"),
+            refused_forks=self._read("pids"),
+            cpu_s=None if cpu is None or used is None else used / _CPU_UNITS_PER_S[cpu.line],
+        )
 
     def close(self) -> None:
         """Let go of the files."""
-        for opened in (self._oom, self._pids):
-            if opened is not None:
-                os.close(opened[0])
-        self._oom = self._pids = None
+        while self._counters:
+            os.close(self._counters.popitem()[1].descriptor)
+
+    def _read(self, controller: str) -> int | None:
+        counter = self._counters.get(controller)
+        return None if counter is None else counter.read()
 
 
 def open_counters(
@@ -55,16 +90,20 @@ def open_counters(
         lines = (proc / str(pid) / "cgroup").read_text().splitlines()
     except OSError:
         lines = []
-    groups: dict[str, Path] = {}
+    groups: dict[str, str] = {}
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if container_id in path:
-            for controller in controllers.split(","):
-                groups[controller] = Path(path.lstrip("/"))
-    return CgroupCounters(_open(root, groups, "memory"), _open(root, groups, "pids"))
+            groups.update(dict.fromkeys(controllers.split(","), path.lstrip("/")))
+    counters = {}
+    for controller in _V1:
+        counter = _open(root, groups, controller)
+        if counter is not None:
+            counters[controller] = counter
+    return CgroupCounters(counters)
 
 
-def _open(root: Path, groups: dict[str, Path], controller: str) -> tuple[int, bytes] | None:
+def _open(root: Path, groups: Mapping[str, str], controller: str) -> _Counter | None:
     candidates = []
     if controller in groups:
         name, line = _V1[controller]
@@ -74,20 +113,5 @@ def _open(root: Path, groups: dict[str, Path], controller: str) -> tuple[int, by
         candidates.append((root / groups[""] / name, line))
     for path, line in candidates:
         with suppress(OSError):
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC), line
-    return None
-
-
-def _count(opened: tuple[int, bytes] | None) -> int | None:
-    if opened is None:
-        return None
-    descriptor, name = opened
-    try:
-        text = os.pread(descriptor, _FILE_BYTES, 0)
-    except OSError:
-        return None
-    for line in text.splitlines():
-        key, _, value = line.partition(b" ")
-        if key == name and value.strip().isdigit():
-            return int(value)
+            return _Counter(os.open(path, os.O_RDONLY | os.O_CLOEXEC), line)
     return None

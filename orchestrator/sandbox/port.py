@@ -52,6 +52,8 @@ class Counters(NamedTuple):
     """Processes killed for memory."""
     refused_forks: int | None
     """Processes and threads refused at the limit."""
+    cpu_s: float | None = None
+    """CPU time of all its processes, in seconds."""
 
 
 class Found(NamedTuple):

@@ -18,10 +18,12 @@ def proc(tmp_path: Path) -> Path:
 
 
 def v1(tmp_path: Path, proc: Path) -> tuple[Path, Path]:
-    (proc / "7/cgroup").write_text(f"8:pids:/docker/{ID}\n4:cpu,memory:/docker/{ID}\n0::/docker/{ID}\n")
+    (proc / "7/cgroup").write_text(f"8:pids:/docker/{ID}\n4:cpuacct,memory:/docker/{ID}\n0::/docker/{ID}\n")
     memory, pids = tmp_path / f"cg/memory/docker/{ID}", tmp_path / f"cg/pids/docker/{ID}"
-    memory.mkdir(parents=True)
-    pids.mkdir(parents=True)
+    cpu = tmp_path / f"cg/cpuacct/docker/{ID}"
+    for group in (memory, pids, cpu):
+        group.mkdir(parents=True)
+    (cpu / "cpuacct.usage").write_text("1500000000\n")
     return memory / "memory.oom_control", pids / "pids.events"
 
 
@@ -29,6 +31,7 @@ def v2(tmp_path: Path, proc: Path) -> tuple[Path, Path]:
     (proc / "7/cgroup").write_text(f"0::/system.slice/docker-{ID}.scope\n")
     group = tmp_path / f"cg/system.slice/docker-{ID}.scope"
     group.mkdir(parents=True)
+    (group / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1000000\n")
     return group / "memory.events", group / "pids.events"
 
 
@@ -45,10 +48,10 @@ def test_counters_are_read_again_and_again_from_files_opened_once(
     pids.write_text("max 0\n")
     before = len(os.listdir("/proc/self/fd"))
     counters = open_counters(7, ID, root=tmp_path / "cg", proc=proc)
-    assert counters.read() == Counters(oom_kills=0, refused_forks=0)
+    assert counters.read() == Counters(oom_kills=0, refused_forks=0, cpu_s=1.5)
     memory.write_text(text.format(12))
     pids.write_text("max 3\n")
-    assert counters.read() == Counters(oom_kills=12, refused_forks=3)
+    assert counters.read() == Counters(oom_kills=12, refused_forks=3, cpu_s=1.5)
     counters.close()
     counters.close()
     assert counters.read() == NOTHING_KNOWN
@@ -69,5 +72,5 @@ def test_what_cannot_be_read_is_unknown_and_the_rest_is_not(tmp_path: Path, proc
     memory.write_text("oom_kill_disable 0\n")
     pids.write_text("max 2\n")
     counters = open_counters(7, ID, root=tmp_path / "cg", proc=proc)
-    assert counters.read() == Counters(oom_kills=None, refused_forks=2)
+    assert counters.read() == Counters(oom_kills=None, refused_forks=2, cpu_s=1.5)
     counters.close()

@@ -31,6 +31,9 @@ class Driver:
 
     cpu: list[float | EngineError] = field(default_factory=list)
 
+    def counters(self, sandbox_id: SandboxId) -> Counters:
+        return NOTHING_KNOWN
+
     async def cpu_s(self, sandbox_id: SandboxId) -> float:
         reading = self.cpu.pop(0) if self.cpu else 0.0
         if isinstance(reading, EngineError):
