@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rich import box
@@ -17,7 +18,7 @@ _MAX_DETAIL_CHARS = 200
 
 
 def as_table(findings: Iterable[Finding]) -> str:
-    """One row for each door, with what became of it on each runtime; below it what is open, in words."""
+    """One row for each door, with what became of it on each runtime; below it what is not plainly closed."""
     found = list(findings)
     runtimes = list(dict.fromkeys(finding.runtime for finding in found))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -26,10 +27,10 @@ def as_table(findings: Iterable[Finding]) -> str:
     for runtime in runtimes:
         table.add_column(runtime)
     for key in dict.fromkeys((finding.case, finding.title) for finding in found):
-        verdicts = {one.runtime: one.verdict for one in found if (one.case, one.title) == key}
+        words = {one.runtime: _word(one) for one in found if (one.case, one.title) == key}
         table.add_row(
             *map(_shown, key),
-            *(Text(_word(verdicts[runtime]) if runtime in verdicts else "–") for runtime in runtimes),
+            *(Text(words.get(runtime, "–")) for runtime in runtimes),
         )
     # Rich writes for no terminal here: what is printed leaves through `exits`, like everything else.
     columns = max(_LEAST_COLUMNS, shutil.get_terminal_size().columns)
@@ -41,11 +42,9 @@ def as_table(findings: Iterable[Finding]) -> str:
 
 def summary(findings: Sequence[Finding]) -> str:
     """How many doors were tried, and how many are known to be closed."""
-    counts = {verdict: sum(one.verdict is verdict for one in findings) for verdict in Verdict}
-    return (
-        f"{len(findings)} doors tried: {counts[Verdict.CLOSED]} closed, {counts[Verdict.OPEN]} open,"
-        f" {counts[Verdict.DID_NOT_RUN]} did not run"
-    )
+    counts = Counter(finding.verdict for finding in findings)
+    told = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict)
+    return f"{len(findings)} doors tried: {told}"
 
 
 def as_objects(findings: Iterable[Finding]) -> list[dict[str, object]]:
@@ -64,7 +63,7 @@ def as_objects(findings: Iterable[Finding]) -> list[dict[str, object]]:
 
 def _explained(findings: Iterable[Finding]) -> list[str]:
     lines = [
-        f"{finding.case} on {finding.runtime}, {_word(finding.verdict)}:"
+        f"{finding.case} on {finding.runtime}, {_word(finding)}:"
         f" {visible_line(finding.detail, _MAX_DETAIL_CHARS)}"
         for finding in findings
         if finding.verdict is not Verdict.CLOSED
@@ -72,9 +71,9 @@ def _explained(findings: Iterable[Finding]) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def _word(verdict: Verdict) -> str:
-    word: str = verdict.value
-    return word if verdict is Verdict.CLOSED else word.upper()
+def _word(finding: Finding) -> str:
+    word: str = finding.verdict.value
+    return word if finding.ok else word.upper()
 
 
 def _shown(text: str) -> Text:

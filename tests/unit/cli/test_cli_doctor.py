@@ -125,7 +125,7 @@ def test_closed_doors_are_exit_code_0_and_a_table(this: Machine) -> None:
         "───────────────────────────────────",
         "A01    it holds     closed   closed",
         "",
-        "2 doors tried: 2 closed, 0 open, 0 did not run",
+        "2 doors tried: 2 closed, 0 closed differently, 0 open, 0 did not run",
     ]
 
 
@@ -139,6 +139,14 @@ def test_a_door_that_is_not_known_to_be_closed_is_exit_code_3_and_said_loudly(
     assert result.exit_code == 3
     assert f"A02    it holds     {word}" in result.stdout
     assert f"A02 on runc, {word}: euid 0 \\x1b[31m\\n[b]" in result.stdout
+
+
+def test_a_door_that_gvisor_closes_in_its_own_way_is_closed_and_explained(this: Machine) -> None:
+    this.checks.append(_RUNSC)
+    this.findings = lambda runtime: [found(runtime, "C01", Verdict.DIFFERS, "gVisor's own kernel answers")]
+    result = doctor("--probe")
+    assert result.exit_code == 0
+    assert "C01 on runsc, closed differently: gVisor's own kernel answers" in result.stdout
 
 
 def test_a_hostile_title_cannot_format_the_table(this: Machine) -> None:
