@@ -65,8 +65,10 @@ MAX_PAYLOAD_BYTES = 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
 _MAX_HEADER_BYTES = 1024 * 1024
 """Of a long name or a list of attributes in a tar archive. Longer than what Linux allows of either."""
-_MEMORY_BYTES = 1024 * 1024 * 1024
-"""Of address space. A zip directory of a million names takes about two thirds of it."""
+_MAX_ZIP_DIRECTORY_BYTES = 32 * 1024 * 1024
+"""A quarter of a million members with names of usual length."""
+_MEMORY_BYTES = 512 * 1024 * 1024
+"""Of address space. The longest zip directory takes 270 MB, the largest dictionary of `xz -9` 65 MB."""
 _CPU_S = 60
 _CPU_BYTES_PER_S = 1024 * 1024
 """A minute, and a second for each megabyte of the archive: bzip2 takes a quarter of that."""
@@ -189,8 +191,32 @@ def _tar_kind(member: tarfile.TarInfo) -> bytes:
     return b"v" if member.isdev() else b"?"
 
 
+class _Seekable(io.RawIOBase):
+    """What zipfile may do with a file: not read a directory as long as memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            size = _MAX_ZIP_DIRECTORY_BYTES + 1
+        elif size > _MAX_ZIP_DIRECTORY_BYTES:
+            raise RefusedError(b"h")
+        return self._file.read(size)
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+
 def _read_zip(archive: BinaryIO, emit: Emit) -> None:
-    with zipfile.ZipFile(archive) as directory:
+    with zipfile.ZipFile(_Seekable(archive)) as directory:
         for member in directory.infolist():
             name = _zip_name(member)
             mode = member.external_attr >> 16

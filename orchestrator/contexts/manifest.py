@@ -5,7 +5,6 @@ copies nothing. Offsets and lengths are bytes; only the guest deals in character
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,6 @@ SHAPE_NAMES = 20
 """File names the root model is told."""
 SHAPE_NAME_CHARS = 200
 """Of each name."""
-_SLICE = 1_000
 
 
 class Measured(NamedTuple):
@@ -35,7 +33,7 @@ class Measured(NamedTuple):
     replaced: int
     """Times U+FFFD stands for bytes that were not UTF-8."""
     sha256: str
-    """Hex digest of the normalised bytes."""
+    """Hex digest of the normalised bytes; for a part of a text, of what it is a part of and where it lies."""
 
 
 class Entry(NamedTuple):
@@ -64,7 +62,7 @@ class Entry(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """Hex digest of its bytes."""
+        """As in `Measured`."""
         return self.measured.sha256
 
 
@@ -101,7 +99,11 @@ class Manifest:
 
     @cached_property
     def content_id(self) -> str:
-        """Hex digest of what the context says, wherever its bytes are: equal for a range and for its copy."""
+        """Hex digest of what the context says: never equal for two that differ.
+
+        Staging the same again gives the same. A part of a text has another one than its copy would have, because
+        it is never read as a whole, but the same each time.
+        """
         digest = hashlib.sha256(self.kind.encode() + b"\0")
         for entry in self.entries:
             path = entry.path.encode()
@@ -128,14 +130,6 @@ class Manifest:
             names=tuple((visible_line(entry.path, SHAPE_NAME_CHARS), entry.length_bytes) for entry in named),
             replaced=sum(entry.measured.replaced for entry in self.entries),
         )
-
-    def for_guest(self) -> bytes:
-        """`manifest.json` as the guest reads it: printable ASCII, no hashes."""
-        # A slice at a time: the encoder lets no other thread run, for seconds on a million files.
-        slices = (self.entries[at : at + _SLICE] for at in range(0, len(self.entries), _SLICE))
-        encoded = ",".join(_json([_for_guest(entry) for entry in part])[1:-1] for part in slices)
-        head = f'{{"version":1,"kind":{_json(self.kind)},"blob_bytes":{self.blob_bytes},"entries":['
-        return f"{head}{encoded}]}}".encode("ascii")
 
     def entry(self, path: str) -> Entry:
         """The text at a path.
@@ -172,8 +166,7 @@ class Manifest:
             path: Of the text the range is in; empty when this context is one text.
             start_byte: First byte, from the start of that text.
             end_byte: One past the last byte.
-            measured: What a pass over those bytes found. That they are whole characters is for the caller
-                to see to.
+            measured: What is in those bytes. That they are whole characters is for the caller to see to.
 
         Raises:
             ContextInputError: There is no such text, or the range does not lie inside it.
@@ -199,14 +192,6 @@ class Manifest:
         if self.kind == "text":
             raise ContextInputError("the context is one text and has no files")
         return Manifest("files", tuple(map(self.entry, paths)), self.blob_bytes, self.sha256)
-
-
-def _for_guest(entry: Entry) -> tuple[str, int, int, int, int]:
-    return entry.path, entry.offset, entry.length_bytes, entry.chars, entry.width
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
 
 
 def unique_names(raw_paths: Sequence[bytes]) -> list[str]:

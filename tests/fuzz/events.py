@@ -96,9 +96,11 @@ def _fit(hint: object, value: object) -> object:
         return Blob(_text(blob.get("head")), _whole(blob.get("length_bytes")), _text(blob.get("sha256")))
     if typing.get_origin(hint) is tuple:
         return tuple(map(_text, value)) if isinstance(value, list) else ()
+    if hint in {str, RunId}:
+        return _text(value)
     if isinstance(value, dict):
         return {_text(name): _number(amount) for name, amount in value.items()}
-    return _text(value) if hint in {str, RunId} else {}
+    return {}
 
 
 def _text(value: object) -> str:

@@ -203,6 +203,19 @@ def test_a_header_as_long_as_memory_is_not_read(stage: Stage, tmp_path: Path, ki
 
 
 @pytest.mark.case("B05")
+def test_a_zip_whose_directory_is_longer_than_any_honest_one_is_not_read(
+    stage: Stage, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.zip"
+    entry = struct.pack("<4s6H3L5H2L", b"PK\x01\x02", *([0] * 9), 1, *([0] * 6)) + b"x"
+    directory = entry * 750_000
+    tail = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, len(directory), 0, 0)
+    path.write_bytes(directory + tail)
+
+    assert_refused(stage, path, "longer than any honest one")
+
+
+@pytest.mark.case("B05")
 def test_headers_of_headers_of_headers_areassert_refused(stage: Stage, tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes((header("y", size=2, kind=b"L") + padded(b"n\0")) * 100_000 + TAR_END)
@@ -214,7 +227,7 @@ def test_headers_of_headers_of_headers_areassert_refused(stage: Stage, tmp_path:
 def test_more_members_than_a_context_may_have_are_refused(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "MAX_CONTEXT_FILES", 100)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 100)
     directories = [member(f"d{number}", kind=tarfile.DIRTYPE) for number in range(101)]
 
     assert_refused(stage, write_tar(tmp_path / "x.tar", directories), "more than 100 members")
