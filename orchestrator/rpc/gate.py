@@ -58,6 +58,7 @@ class Gate(grpc.aio.ServerInterceptor):
         """Set when the guest went too far: its servers stop at once."""
         self.on_shut: Callable[[], None] = lambda: None
         """Called once, then."""
+        self._shut_with: list[asyncio.Event] = []
         self._pace = Pace()
         self._calls = 0
         self._held_bytes = 0
@@ -70,7 +71,15 @@ class Gate(grpc.aio.ServerInterceptor):
         """Count an offence; the one too many shuts the gate."""
         if self.conduct.blame(offence):
             self.shut.set()
+            for also in self._shut_with:
+                also.set()
             self.on_shut()
+
+    def shut_with(self, also: asyncio.Event) -> None:
+        """Set this too when the gate is shut: the server of a sandbox was there before its run."""
+        self._shut_with.append(also)
+        if self.shut.is_set():
+            also.set()
 
     async def pace(self) -> None:
         """Wait for as long as a call that costs its guest nothing has to."""

@@ -135,7 +135,7 @@ class SandboxLeases:
         expires_at_s = int(time.time() + wanted_for_s) + SANDBOX_EXPIRY_GRACE_S
         async with self._maker.make(runtime=runtime, expires_at_s=expires_at_s) as made:
             put_context(made.context_dir)
-            made.serve(guest_services)
+            made.services.bind(guest_services)
             await made.session.lease(
                 max_concurrent_calls=max_concurrent_calls, max_str_bytes=self._max_str_bytes
             )

@@ -11,18 +11,18 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc.aio
 from rlm_proto.v1 import sandbox_pb2_grpc
 
 from orchestrator.errors import EngineError, SandboxStartError
 from orchestrator.ids import SandboxId, new_sandbox_id
 from orchestrator.limits import WORKER_DIAL_IN_S
-from orchestrator.rpc.guest_server import AddServices, guest_server
+from orchestrator.rpc.guest_server import guest_server
+from orchestrator.rpc.late import LateServices
 from orchestrator.sandbox.instance import Instance
 from orchestrator.sandbox.leftovers import end_leftovers
 from orchestrator.sandbox.port import Ending, SandboxDriver, SandboxSpec
@@ -47,12 +47,8 @@ class MadeSandbox:
     context_dir: Path
     """Empty until a lease puts a context there; the guest sees it read-only."""
     session: SandboxSession
-    _server: grpc.aio.Server
-
-    def serve(self, guest_services: Sequence[AddServices]) -> None:
-        """Add a run's own services to the server, once. Until then the guest finds none but Attach."""
-        for add in guest_services:
-            add(self._server)
+    services: LateServices
+    """Until a run's own are bound the guest finds none but Attach."""
 
 
 class SandboxMaker:
@@ -76,12 +72,10 @@ class SandboxMaker:
         """
         sandbox_id = new_sandbox_id()
         session = SandboxSession()
-        servers: list[grpc.aio.Server] = []
-
-        def add_stream(server: grpc.aio.Server) -> None:
-            servers.append(server)
-            sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(session, server)
-
+        late = LateServices()
+        services = late.on_server(
+            lambda server: sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(session, server)
+        )
         uid = self._instance.begin(sandbox_id)
         started = False
         try:
@@ -99,11 +93,11 @@ class SandboxMaker:
                     record=self._instance.record(sandbox_id),
                 )
                 try:
-                    async with guest_server(socket_dir, (add_stream,), group_id=uid):
+                    async with guest_server(socket_dir, (services,), group_id=uid):
                         await self._driver.start(spec)
                         started = True
                         await self._wait_ready(session, sandbox_id)
-                        yield MadeSandbox(sandbox_id, runtime, context_dir, session, servers[0])
+                        yield MadeSandbox(sandbox_id, runtime, context_dir, session, late)
                 finally:
                     # After the server has stopped: that takes every right from the guest and makes its worker
                     # end, also when the engine is stuck.

@@ -19,6 +19,8 @@ from orchestrator.ids import SandboxId
 from orchestrator.limits import MAX_OUTPUT_CHUNK_BYTES, OUTPUT_HEAD_BYTES
 from orchestrator.rpc.guest_server import guest_server
 from orchestrator.sandbox import session as sessions
+from orchestrator.sandbox.cgroups import NOTHING_KNOWN
+from orchestrator.sandbox.port import Counters
 from orchestrator.sandbox.session import CpuMeter, SandboxSession
 
 SOON_S = 10.0
