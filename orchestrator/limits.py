@@ -85,8 +85,9 @@ MAX_CALLS_ON_SOCKET = 2 * MAX_CALLS_IN_GUEST
 """Calls served at once on one socket: the stream of cells, the window, and a few cheap ones beside them."""
 MAX_GUEST_CONNECTIONS = 4
 """One worker makes one; the slack is for a reconnect whose predecessor is not yet reaped."""
-REQUESTS_RECEIVED_AT_ONCE = 8
-"""Messages of one guest that are being received: a started message of any length costs its whole length."""
+REQUESTS_RECEIVED_AT_ONCE = 3
+"""Messages of one guest that are being received: a started one costs its whole length, and the last step of
+receiving a long one some milliseconds in one piece. One of them may be an upload between two parts."""
 MAX_REQUEST_BYTES_HELD = 32 * 1024 * 1024
 """Requests of one guest under way together; while they are more, the next is left in the guest. Each costs a
 few times its size (message, text, record, the provider's copy), so this bounds a guest at some 300 MB."""
@@ -109,7 +110,7 @@ INLINE_WORK_BYTES = 64 * 1024
 FREE_CALLS_AT_FULL_SPEED = 1_000
 """Refusals and other calls that cost a guest nothing are answered at once this often ..."""
 FREE_CALLS_PER_S = 200.0
-"""... and then this often a second, which is some tenth of one core of ours. A batch of 10,000 prompts with
+"""... and then this often a second, which is some quarter of one core of ours. A batch of 10,000 prompts with
 `on_error="return"` after the budget ran out takes 45 s."""
 MAX_REFUSALS = 50_000
 """Of one run: five such batches. At the pace above this takes four minutes."""
