@@ -81,7 +81,7 @@ class Host:
         return host_config
 
 
-def read_process(pid: int) -> Process | None:
+def read_process(pid: int | str) -> Process | None:
     """A process as /proc shows it; None if it can't be read. Blocks."""
     try:
         status = dict(

@@ -1,15 +1,19 @@
 """Group B: files and mounts."""
 
+import re
 from collections.abc import Iterator
 
 from orchestrator.probes.container import SCRATCH
 from orchestrator.probes.finding import Differs, Facts, Probe
 from orchestrator.probes.host import Host
+from orchestrator.sandbox.posture import TMP_FILES
 
 _REFUSED = {"EROFS", "EACCES", "EPERM"}
 _NOT_THERE = {"ENOTSUP", "ENOSYS"}
 _MIB = 1024 * 1024
-_MAX_INODES = 16_384
+_FROM_THE_HOST = {"/context", "/run/rlm"}
+_RANDOM_PATH = re.compile(r"/instances/i[0-9a-z]{10}/sandboxes/s[0-9a-z]{12}/(sock|ctx)$")
+"""Ids of ours that name nobody. What is before them is the state directory."""
 
 
 def _context(facts: Facts, host: Host) -> Iterator[str]:
@@ -43,13 +47,13 @@ def _mounting(facts: Facts, _host: Host) -> Iterator[str]:
 
 def _host_paths(facts: Facts, host: Host) -> Iterator[str]:
     told = {mount["Destination"]: mount["Source"] for mount in host.inspected["Mounts"]}
-    for point, source in told.items():
-        parts = source.rsplit("/", 4)[1:]
-        # instances/<id>/sandboxes/<id>/sock: the ids are random, and no other part can name anybody.
-        if parts[1] != "sandboxes" or parts[3] not in {"sock", "ctx"}:
+    # gVisor shows its guest no more than that something is mounted.
+    seen = {point: root for point, _, _, root in facts["mounts"] if point in told and root != "/"}
+    if set(told) != _FROM_THE_HOST:
+        yield f"directories of the host at {sorted(told)}"
+    for point, source in (*told.items(), *seen.items()):
+        if not _RANDOM_PATH.search(source):
             yield f"{point} comes from {source}"
-    if facts["mounts"] and len(told) != len({"/context", "/run/rlm"}):
-        yield f"{len(told)} directories of the host"
 
 
 def _bytes(facts: Facts, host: Host) -> Iterator[str]:
@@ -63,7 +67,7 @@ def _bytes(facts: Facts, host: Host) -> Iterator[str]:
 
 def _inodes(facts: Facts, host: Host) -> Iterator[str | Differs]:
     why, made = facts["files"]
-    if why == "ENOSPC" and made <= _MAX_INODES:
+    if why == "ENOSPC" and made <= TMP_FILES:
         return
     if host.runtime == "runsc":
         # The limit is an option that releases of gVisor ignore.
