@@ -41,7 +41,7 @@ from orchestrator.limits import (
     RunLimits,
 )
 from orchestrator.models.anthropic_client import AnthropicClient
-from orchestrator.models.port import ModelRequest
+from orchestrator.models.port import Completion, ModelRequest
 from orchestrator.models.scripted import task_of
 from orchestrator.models.sdk import anthropic_api
 from orchestrator.pricing import Usage
@@ -590,6 +590,42 @@ async def test_i13_connections_threads_and_child_runs_share_one_limit_of_calls_i
         assert answers == ["yes"] * 24 + ["done"] * 3
         assert provider.in_flight_at_most == 3
     assert len(provider.log) == 24 + 3 * 17
+
+
+@pytest.mark.case("I14")
+async def test_i14_one_tenants_queue_is_short_and_does_not_delay_anothers_call() -> None:
+    """The greedy tree's calls hang at the provider that both share; thousands more wait or are refused."""
+    hanging = asyncio.Event()
+
+    class Shared(Provider):
+        async def complete(self, request: ModelRequest) -> Completion:
+            if prompt_of(request) == "greedy":
+                await hanging.wait()
+            return await Provider.complete(self, request)
+
+    shared = Shared()
+    async with sandbox(shared, limits=limits(max_concurrency=4)) as greedy, sandbox(shared) as modest:
+        guests = [await greedy.dial() for _ in range(3)]
+        with greedy.cell(), modest.cell():
+            calls = [
+                asyncio.ensure_future(code_of(guest.complete(f"c{place}.{n}", b"greedy")))
+                for place, guest in enumerate(guests)
+                for n in range(1_000)
+            ]
+            await until(lambda: greedy.sub_calls()[0] >= MAX_CALLS_IN_GUEST)
+            guest = await modest.dial()
+            async with asyncio.timeout(5):
+                assert [await guest.complete(f"m{n}", b"modest") for n in range(20)] == ["yes"] * 20
+            assert greedy.sub_calls()[0] <= 2 * MAX_CALLS_IN_GUEST, (
+                "of what waits, so much and no more is kept"
+            )
+            hanging.set()
+            await greedy.hang_up()
+            await asyncio.gather(*calls, return_exceptions=True)
+        used = modest.tree.account.used()
+        assert (used.calls, greedy.tree.account.used().calls) == (20, len(shared.log) - 20)
+        # So that the log is compared with each tree's own share of it.
+        shared.log.clear()
 
 
 @pytest.mark.case("I16")
