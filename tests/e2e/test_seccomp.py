@@ -1,8 +1,8 @@
 """Doors of the kernel that our seccomp profile closes; cases A03, A10, C01, C12 and D06.
 
-The calls are those of the probes (`orchestrator/probes/calls.py`). A kernel answers EPERM too, so they are also
-made in a sandbox that differs in one thing, the profile: what does not go through there proves nothing here,
-and is in a list below.
+The calls are those of the probes (`orchestrator/probes/calls.py`). A kernel answers EPERM too, so they are
+also made in a sandbox that differs in one thing, the profile: what does not go through there proves nothing
+here, and is in a list below.
 """
 
 import asyncio
