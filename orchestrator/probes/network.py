@@ -1,4 +1,4 @@
-"""Group D and C06: ways out."""
+"""Group D, C06 and G19: ways out."""
 
 from collections.abc import Iterator
 
@@ -80,6 +80,15 @@ def _vsock(facts: Facts, _host: Host) -> Iterator[str]:
         yield f"socket AF_VSOCK: {facts['calls']['socket AF_VSOCK']}"
 
 
+def _broker_socket(facts: Facts, _host: Host) -> Iterator[str]:
+    if len(facts["socket"]) < 4:
+        raise ValueError("not everything was tried")
+    if done := {
+        what: why for what, why in facts["socket"].items() if why not in {"EROFS", "EACCES", "EPERM"}
+    }:
+        yield f"the broker's socket: {done}"
+
+
 PROBES = (
     Probe("C06", "no abstract socket of the host", "network", _abstract),
     Probe("D01", "no address is reached", "network", _egress),
@@ -88,4 +97,5 @@ PROBES = (
     Probe("D04", "one socket, the broker's", "network", _sockets),
     Probe("D05", "no engine's socket", "network", _engine),
     Probe("D06", "no vsock", "calls", _vsock),
+    Probe("G19", "the broker's socket cannot be replaced", "mounts", _broker_socket),
 )

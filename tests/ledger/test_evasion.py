@@ -649,7 +649,7 @@ async def test_i16_the_deadline_covers_waiting_and_asks_no_clock_that_can_be_set
     assert len(provider.log) == 1
 
 
-@pytest.mark.case("I17")
+@pytest.mark.case("I17", "D08")
 @pytest.mark.parametrize("name", ["claude-opus-5-5", "gpt-9", "Root", " sub", "root\x00", "*", "../root"])
 async def test_i17_a_model_the_run_does_not_have_is_refused(name: str) -> None:
     provider = Provider()

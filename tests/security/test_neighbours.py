@@ -245,3 +245,41 @@ def canary_process() -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+BIND = """
+import os, socket
+made = []
+for path in ("/tmp/canary.sock", "/dev/shm/canary.sock", "/run/rlm/canary.sock", "/context/canary.sock"):
+    try:
+        line = socket.socket(socket.AF_UNIX)
+        line.bind(path)
+        line.listen()
+        made.append(path)
+    except OSError:
+        pass
+print(made)
+"""
+
+
+@pytest.mark.case("G21", "G19")
+async def test_a_socket_that_a_guest_makes_is_not_on_the_host(
+    runtime: str, settings: Settings, engine: DockerClient
+) -> None:
+    async with open_house(settings, engine, runtime) as house, house.sandbox() as sandbox:
+        before = sockets_below(settings.state_dir)
+        assert await sandbox.says(BIND) == "['/tmp/canary.sock', '/dev/shm/canary.sock']"
+        assert sockets_below(settings.state_dir) == before
+        assert len(before) == 1, "the search finds the broker's"
+        if runtime == "runsc":
+            # Under runc it is one of the host's kernel, in a network namespace of its own.
+            assert "canary.sock" not in unix_sockets_of(sandbox.pid)
+
+
+def sockets_below(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_socket())
+
+
+def unix_sockets_of(pid: int) -> str:
+    """As the host's kernel lists them for a process's network namespace."""
+    return Path(f"/proc/{pid}/net/unix").read_text()

@@ -71,6 +71,19 @@ def test_gvisor_answers_exactly_the_golden_system_calls(
     assert kernel.passed(probed(runtime).of("sweep"), platform.machine()) == _golden(runtime)
 
 
+@pytest.mark.case("C15")
+@pytest.mark.runsc
+@pytest.mark.parametrize("runtime", ["runsc"])
+def test_gvisor_outlives_every_system_call_with_senseless_arguments(
+    runtime: str, probed: Callable[[str], Probed]
+) -> None:
+    """Probes that come after the sweep ran in the same sandbox."""
+    assert probed(runtime).of("sweep")["finished"]
+    sources = list(probed(runtime).facts)
+    assert sources.index("sweep") < len(sources) - 1
+    assert probed(runtime).of(sources[-1])["ran"]
+
+
 @pytest.mark.case("A10")
 def test_the_golden_list_is_what_the_profile_allows() -> None:
     """So that neither changes alone. Two calls are let past every filter by the kernel itself."""

@@ -239,7 +239,7 @@ FLAGS = (
     without("HostConfig.Tmpfs nosuid", tmp("nosuid", "suid"), "A06"),
     without("HostConfig.Tmpfs nodev", tmp("nodev", "dev"), "A06"),
     without("HostConfig.Mounts /context", writable("/context"), "A06", "B01", "B02"),
-    without("HostConfig.Mounts /run/rlm", writable("/run/rlm"), "A06", "B02"),
+    without("HostConfig.Mounts /run/rlm", writable("/run/rlm"), "A06", "B02", "G19"),
     without("HostConfig.Memory", host(Memory=0, MemorySwap=0), "A11", "A12"),
     without("HostConfig.MemorySwap", host(MemorySwap=-1), "A11", "A12"),
     without("HostConfig.OomScoreAdj", host(OomScoreAdj=0), "A11"),

@@ -1,15 +1,18 @@
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from orchestrator import prompts
+from orchestrator.abuse import LIMITS, Offence
 from orchestrator.cells import CellClock, CellOutcome, CellResult
 from orchestrator.conversation import Dialect, Reply, StopReason, Told
 from orchestrator.errors import (
     Billing,
+    ChildRunFailedError,
     EngineError,
     InvariantError,
     ModelError,
@@ -26,6 +29,7 @@ from orchestrator.runs.tree import RunResult
 from orchestrator.trajectory import (
     CallSettled,
     CellEnded,
+    GuestMisbehaved,
     HistoryCompacted,
     ModelReplied,
     RunEnded,
@@ -34,7 +38,7 @@ from orchestrator.trajectory import (
     TurnStarted,
 )
 from orchestrator.turn import Outcome
-from tests.fakes.leases import FakeLeases, PlayCell, answers, prints
+from tests.fakes.leases import FakeLeases, FakeSandbox, PlayCell, answers, prints
 from tests.fakes.model import FakeModel, after, runs, says, when
 from tests.fakes.tree import ROOT, FakeTree
 from tests.unit.runs.conftest import MakeTree
@@ -233,6 +237,7 @@ async def test_a_cancelled_run_is_recorded_as_such_and_the_cancellation_raised(m
     assert tree.account.unconfirmed.calls == 1
 
 
+@pytest.mark.case("F10")
 @pytest.mark.parametrize("steps", [*range(60), 80, 120])
 async def test_a_run_cancelled_at_any_point_is_recorded_paid_and_gone(
     make_tree: MakeTree, steps: int
@@ -435,3 +440,89 @@ async def test_turns_are_numbered_from_1(make_tree: MakeTree) -> None:
     tree = make_tree(FakeModel(runs("1"), runs("2"), says("3")))
     assert (await run(tree)).turns == 3
     assert [one.turn for one in tree.payloads(TurnStarted) if isinstance(one, TurnStarted)] == [1, 2, 3]
+
+
+# --- A guest that floods its socket -----------------------------------------------------------------------
+
+
+def flood(guests: Guests, offence: Offence) -> None:
+    """What the gate does when a guest goes too far."""
+    for _ in range(LIMITS[offence] + 1):
+        guests.sub_calls[-1].gate.blame(offence)
+
+
+async def test_a_run_whose_guest_floods_its_socket_is_ended_at_once_and_says_why(make_tree: MakeTree) -> None:
+    guests = Guests()
+
+    async def floods(_code: str, _clock: CellClock) -> CellResult:
+        flood(guests, Offence.MALFORMED)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    tree = make_tree(FakeModel(runs("1")), leases=FakeLeases(floods))
+    result = await run(tree, guests)
+    assert result.outcome is Outcome.ABUSE
+    assert "more than 100 malformed messages" in result.why
+    assert (ended(tree).outcome, ended(tree).error) == ("abuse", result.why)
+    (misbehaved,) = [one for one in tree.payloads(GuestMisbehaved) if isinstance(one, GuestMisbehaved)]
+    assert misbehaved.counts == {"malformed messages": 101}
+
+
+async def test_a_flood_between_cells_ends_the_run_while_its_model_thinks_and_what_it_may_cost_is_charged(
+    make_tree: MakeTree,
+) -> None:
+    guests = Guests()
+
+    async def thinks(_request: ModelRequest) -> Reply:
+        flood(guests, Offence.REFUSED)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    tree = make_tree(FakeModel(runs("1"), thinks), leases=FakeLeases(prints))
+    assert (await run(tree, guests)).outcome is Outcome.ABUSE
+    assert tree.settlements()[-1].unconfirmed.calls == 1
+
+
+async def test_a_child_run_that_floods_takes_no_other_run_with_it(make_tree: MakeTree) -> None:
+    guests = Guests()
+
+    async def play(code: str, _clock: CellClock) -> CellResult:
+        if code == "flood":
+            flood(guests, Offence.UNKNOWN_METHOD)
+            await asyncio.Event().wait()
+        with pytest.raises(ChildRunFailedError, match="abuse.*unknown methods"):
+            await guests.sub_calls[0].child_run("c1", b"who?", InlineText(b"text"), max_tokens=None)
+        return CellResult(outcome=CellOutcome.OK, answer="still here")
+
+    tree = make_tree(FakeModel(runs("ask"), runs("flood")), leases=FakeLeases(play))
+    assert (await run(tree, guests)).answer == "still here"
+
+
+async def test_an_answer_is_not_taken_back_by_a_flood_that_comes_after_it(make_tree: MakeTree) -> None:
+    guests = Guests()
+
+    class Late(FakeLeases):
+        @asynccontextmanager
+        async def open(self, *given: Any, **more: Any) -> AsyncIterator[FakeSandbox]:
+            async with super().open(*given, **more) as sandbox:
+                yield sandbox
+                flood(guests, Offence.MALFORMED)
+                await asyncio.sleep(0)
+
+    tree = make_tree(FakeModel(runs("FINAL(1)")), leases=Late(answers))
+    assert (await run(tree, guests)).answer == "FINAL(1)"
+    # Much later, when nothing is left that could be ended.
+    for _ in range(LIMITS[Offence.TURNED_AWAY] + 1):
+        guests.sub_calls[0].gate.blame(Offence.TURNED_AWAY)
+
+
+async def test_what_is_ordinary_is_not_recorded_as_misbehaviour(make_tree: MakeTree) -> None:
+    guests = Guests()
+
+    async def is_refused(_code: str, _clock: CellClock) -> CellResult:
+        await guests.sub_calls[0].refused()
+        return CellResult(outcome=CellOutcome.OK, answer="done")
+
+    tree = make_tree(FakeModel(runs("1")), leases=FakeLeases(is_refused))
+    assert (await run(tree, guests)).answer == "done"
+    assert tree.payloads(GuestMisbehaved) == []

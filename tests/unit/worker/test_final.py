@@ -8,6 +8,7 @@ from tests.unit.worker.host import Host
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+@pytest.mark.case("F10")
 @pytest.mark.parametrize(
     ("code", "answer"),
     [
