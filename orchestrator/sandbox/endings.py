@@ -105,6 +105,8 @@ def why_lost(
 
 def judged(result: CellResult, facts: HostFacts, sizes: Mapping[Resource, int]) -> CellResult:
     """The result with the second table applied and the limits it names given their sizes."""
+    if result.outcome is CellOutcome.OK and not (facts.oom_kills or facts.refused_forks or result.used_up):
+        return result
     outcome, status = result.outcome, result.status
     if facts.oom_kills and (outcome, status) == (CellOutcome.SIGNALLED, signal.SIGKILL):
         outcome, status = CellOutcome.OUT_OF_MEMORY, 0

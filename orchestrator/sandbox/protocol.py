@@ -84,7 +84,7 @@ class _RunningCell:
     head: bytearray = field(default_factory=bytearray)
     tail: bytearray = field(default_factory=bytearray)
     tail_offset: int = 0
-    answer: _Answer = field(default_factory=_Answer)
+    answer: _Answer | None = None
     received_bytes: int = 0
 
     @property
@@ -180,6 +180,8 @@ class AttachProtocol:
     def _answer(self, cell: _RunningCell, data: bytes) -> None:
         if not 0 < len(data) <= ANSWER_CHUNK_BYTES:
             raise GuestProtocolError("an answer chunk is empty or too large")
+        if cell.answer is None:
+            cell.answer = _Answer()
         cell.answer.add(data)
 
     def _cell_ended(self, cell: _RunningCell, ended: pb.CellEnded) -> CellResult:
@@ -190,10 +192,10 @@ class AttachProtocol:
             raise GuestProtocolError("the guest's output does not add up")
         answer: str | None = None
         if ended.HasField("answer"):
-            if ended.answer.length_bytes != cell.answer.received_bytes:
+            if ended.answer.length_bytes != (cell.answer.received_bytes if cell.answer else 0):
                 raise GuestProtocolError("the answer does not add up")
-            answer = cell.answer.text()
-        elif cell.answer.received_bytes:
+            answer = cell.answer.text() if cell.answer else ""
+        elif cell.answer:
             raise GuestProtocolError("the guest sent an answer and did not announce it")
         variables = _variables(ended)
         lost = () if outcome.namespace_kept else self._variables
@@ -246,6 +248,8 @@ def _variables(ended: pb.CellEnded) -> tuple[str, ...]:
 
 
 def _used_up(ended: pb.CellEnded) -> tuple[UsedUp, ...]:
+    if not ended.used_up:
+        return ()
     if len(ended.used_up) > len(_RESOURCES) or not set(ended.used_up) <= set(_RESOURCES):
         raise GuestProtocolError("the guest names limits that there are not")
     return tuple(UsedUp(_RESOURCES[named], 0) for named in dict.fromkeys(ended.used_up))

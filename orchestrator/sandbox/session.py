@@ -83,6 +83,7 @@ class SandboxSession(sandbox_pb2_grpc.SandboxServiceServicer):
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._over: asyncio.Future[SandboxError] = asyncio.get_running_loop().create_future()
         self._result: asyncio.Future[CellResult] | None = None
+        self._wakes: asyncio.Future[None] | None = None
         self._is_silent = False
 
     @property
@@ -169,7 +170,16 @@ class SandboxSession(sandbox_pb2_grpc.SandboxServiceServicer):
         Raises:
             SandboxLostError: The stream is over.
         """
-        await asyncio.wait((result, self._over), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not result.done() and not self._over.done():
+            # Not `asyncio.wait` on both: that takes one more turn of the loop, and this is every cell's way.
+            loop = asyncio.get_running_loop()
+            self._wakes = loop.create_future()
+            timer = loop.call_later(timeout_s, self._wake)
+            try:
+                await self._wakes
+            finally:
+                timer.cancel()
+                self._wakes = None
         if result.done():
             return True
         if self._over.done():
@@ -210,6 +220,12 @@ class SandboxSession(sandbox_pb2_grpc.SandboxServiceServicer):
         finally:
             if not self._over.done():
                 self._over.set_result(over)
+                self._wake()
+
+    def _wake(self) -> None:
+        """Let `_came` look at what has come."""
+        if self._wakes is not None and not self._wakes.done():
+            self._wakes.set_result(None)
 
     def _take(self, message: pb.AttachRequest) -> None:
         result = self._protocol.received(message)
@@ -217,3 +233,4 @@ class SandboxSession(sandbox_pb2_grpc.SandboxServiceServicer):
             self._ready.set_result(None)
         if result is not None and self._result is not None and not self._result.done():
             self._result.set_result(result)
+            self._wake()

@@ -21,7 +21,7 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_PAYLOAD_BYTES = 256 * 1024 * 1024
 
 _encode_json = json.JSONEncoder(separators=(",", ":")).encode
-_decode_json = json.JSONDecoder().decode
+_decode_json = json.JSONDecoder().raw_decode
 
 
 class FrameError(Exception):
@@ -61,30 +61,40 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Frame]:
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
         """Take the next bytes, give the frames they complete.
 
         Raises:
             FrameError: A length is over its cap, or a header is not a JSON object. The decoder is then
             useless.
         """
-        self._buffer += data
         frames: list[Frame] = []
-        start = 0
+        if not self._buffer:
+            # Most often a read brings whole frames: those need not pass through the buffer.
+            self._buffer += data[_take_frames(data, frames) :]
+            return frames
+        self._buffer += data
         with memoryview(self._buffer) as view:
-            while len(view) - start >= _PREFIX.size:
-                header_bytes, payload_bytes = _PREFIX.unpack_from(view, start)
-                _check_caps(header_bytes, payload_bytes)
-                header_start = start + _PREFIX.size
-                payload_start = header_start + header_bytes
-                end = payload_start + payload_bytes
-                if len(view) < end:
-                    break
-                header = _parse_header(bytes(view[header_start:payload_start]))
-                frames.append(Frame(header, bytes(view[payload_start:end])))
-                start = end
-        del self._buffer[:start]
+            taken = _take_frames(view, frames)
+        del self._buffer[:taken]
         return frames
+
+
+def _take_frames(data: bytes | memoryview, frames: list[Frame]) -> int:
+    """Append the frames that are whole; gives the length of those."""
+    start = 0
+    while len(data) - start >= _PREFIX.size:
+        header_bytes, payload_bytes = _PREFIX.unpack_from(data, start)
+        _check_caps(header_bytes, payload_bytes)
+        header_start = start + _PREFIX.size
+        payload_start = header_start + header_bytes
+        end = payload_start + payload_bytes
+        if len(data) < end:
+            break
+        header = _parse_header(bytes(data[header_start:payload_start]))
+        frames.append(Frame(header, bytes(data[payload_start:end])))
+        start = end
+    return start
 
 
 def _check_caps(header_bytes: int, payload_bytes: int) -> None:
@@ -96,9 +106,10 @@ def _check_caps(header_bytes: int, payload_bytes: int) -> None:
 
 def _parse_header(encoded: bytes) -> dict[str, Any]:
     try:
-        header = _decode_json(encoded.decode("ascii"))
+        text = encoded.decode("ascii")
+        header, end = _decode_json(text)
     except (ValueError, RecursionError) as error:
         raise FrameError("a header that is not JSON") from error
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or end != len(text):
         raise FrameError("a header that is not a JSON object")
     return header

@@ -85,7 +85,7 @@ class Session:
             grpc.aio.AioRpcError: The stream broke.
             InterpreterFailed: No interpreter can be started here.
         """
-        writing = asyncio.create_task(self._outbox.run())
+        writing = asyncio.create_task(self._outbox.broken())
         serving = asyncio.create_task(self._serve(spawned))
         done, _ = await asyncio.wait({writing, serving}, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -142,9 +142,10 @@ class Session:
             # The cell was written for a namespace that is gone: it is not run.
             self._end_lost(self._cell, self._lost_between_cells)
         elif not self._guest.exit_code.done():
+            # First, so that the interpreter wakes meanwhile.
+            self._guest.control.send({"kind": protocol.CELL, "cell_id": request.cell_id}, request.code)
             self._guest.pump.begin(capture)
             self._subcalls.cell_id = request.cell_id
-            self._guest.control.send({"kind": protocol.CELL, "cell_id": request.cell_id}, request.code)
 
     def _interrupt(self, cell_id: int) -> None:
         if self._cell is None or self._cell.cell_id != cell_id:
@@ -205,7 +206,10 @@ class Session:
         else:
             ended = cell_ended(frame, cell.cell_id, cell.capture.total_bytes, cell.interrupted)
             if rest:
-                ended.last_output.CopyFrom(_output_chunk(cell, rest.pop()))
+                last = rest.pop()
+                ended.last_output.cell_id = cell.cell_id
+                ended.last_output.offset = last.offset
+                ended.last_output.data = last.data
             self._send_output(rest)
             self._end_cell(ended)
             self._subcalls.end_cell()
