@@ -26,7 +26,14 @@ from orchestrator.errors import (
 from orchestrator.limits import ANSWER_CHUNK_BYTES, INLINE_WORK_BYTES, MAX_PATHS_IN_REQUEST
 from orchestrator.rpc import status
 from orchestrator.rpc.guest_server import AddServices, GatedServices
-from orchestrator.runs.child_context import ContextChoice, InlineText, OwnPaths, OwnRange, Uploaded
+from orchestrator.runs.child_context import (
+    ContextChoice,
+    InlineText,
+    OwnFiles,
+    OwnPaths,
+    OwnRange,
+    Uploaded,
+)
 from orchestrator.runs.sub_calls import SubCalls
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
@@ -160,6 +167,12 @@ def _choice(request: pb.StartChildRunRequest) -> ContextChoice:
                     f"at most {MAX_PATHS_IN_REQUEST:,} paths can be given to a child run"
                 )
             return OwnPaths(tuple(_path(path) for path in request.paths.paths))
+        case "files":
+            if len(request.files.runs) > MAX_PATHS_IN_REQUEST:
+                raise InvalidRequestError(
+                    f"at most {MAX_PATHS_IN_REQUEST:,} runs of files can be given to a child run"
+                )
+            return OwnFiles(tuple((run.first, run.count) for run in request.files.runs))
         case "upload_id":
             return Uploaded(request.upload_id)
         case _:

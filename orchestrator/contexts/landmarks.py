@@ -1,30 +1,27 @@
 """Where characters and lines are in a blob, so that nobody has to count from its start to find the n-th.
 
-Staging reads every byte anyway, and notes a landmark now and then. They lie beside the blob, in the store and in
-each sandbox, as 64-bit numbers in the machine's byte order, four for each landmark:
+Staging reads every byte anyway, and notes a landmark now and then. They lie beside the blob, in the store and
+in each sandbox, as 64-bit numbers in the machine's byte order, four for each landmark:
 
     byte         where it is: at the start of a character, or at the end of the blob
     characters   how many start before it
     newlines     how many are before it
     width        bytes that CPython needs for each character (1, 2 or 4) since the landmark before it
 
-The first is at the start of the blob, the last at its end. From one to the next it is about `PIECE_BYTES`, and
-never more than `MAX_GAP_BYTES`. Which bytes are landmarks depends on the chunks that the text came in; any choice
-gives the same answers.
+The first is at the start of the blob, the last at its end. From one to the next it is about `PIECE_BYTES` and
+never more than `MAX_GAP_BYTES`: half a megabyte for a gigabyte. Which bytes are landmarks depends on the
+chunks that the text came in; any choice gives the same answers.
 """
 
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 from orchestrator.contexts.normalise import width_of
 
 PIECE_BYTES = 64 * 1024
-"""How much is checked and counted at a time. Half of it is a table of 1 MB for 1 GB and a lookup twice as quick;
-a quarter makes staging a tenth slower."""
+"""How much is checked and counted at a time."""
 MAX_GAP_BYTES = PIECE_BYTES // 2 + 3 * PIECE_BYTES
 """A piece is added to less than half of one, and each byte of it that is not UTF-8 becomes three."""
 
@@ -39,12 +36,8 @@ class Counted(NamedTuple):
     width: int
 
 
-@dataclass(slots=True)
 class LandmarkNotes:
     """Notes landmarks while a blob is written."""
-
-    _noted: array[int]
-    _width: int
 
     def __init__(self) -> None:
         self._noted = array("Q", (0, 0, 0, 1))
@@ -78,7 +71,7 @@ class Landmarks:
         self._widths = numbers[3::_COLUMNS]
 
     def count(self, read: Callable[[int, int], bytes], start: int, end: int) -> Counted:
-        """What is in the bytes from `start` to `end`, both at the start of a character or the end of the blob.
+        """What is in the bytes from `start` to `end`, each the start of a character or the end of the blob.
 
         Reads what lies between them and the landmarks nearest to them on the inside.
 
@@ -102,10 +95,6 @@ class Landmarks:
             sum(part.newlines for part in parts),
             max(part.width for part in parts),
         )
-
-    def well_formed(self) -> bool:
-        """Whether the gaps are what they are promised to be."""
-        return all(0 < after - before <= MAX_GAP_BYTES for before, after in pairwise(self._bytes))
 
 
 def _count(part: bytes) -> Counted:

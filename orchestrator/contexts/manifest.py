@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Literal, NamedTuple
 
 from orchestrator.errors import ContextInputError, InvalidRequestError
@@ -101,8 +102,8 @@ class Manifest:
     def content_id(self) -> str:
         """Hex digest of what the context says: never equal for two that differ.
 
-        Staging the same again gives the same. A part of a text has another one than its copy would have, because
-        it is never read as a whole, but the same each time.
+        Staging the same again gives the same. A part of a text has the same each time, but another one than
+        its copy, because it is never read as a whole.
         """
         digest = hashlib.sha256(self.kind.encode() + b"\0")
         for entry in self.entries:
@@ -189,9 +190,40 @@ class Manifest:
             raise InvalidRequestError("no files of the context were named")
         if len(set(paths)) != len(paths):
             raise InvalidRequestError("a file of the context was named twice")
+        self._check_has_files()
+        return self._with_entries(tuple(map(self.entry, paths)))
+
+    def runs(self, runs: Sequence[tuple[int, int]]) -> "Manifest":
+        """Some of the files, in the order asked for, over the same blob.
+
+        Args:
+            runs: Of each run of files that follow one another here, the number of the first and how many.
+
+        Raises:
+            ContextInputError: There are no such files.
+            InvalidRequestError: None was named, or one twice, or a run is empty.
+        """
+        if not runs:
+            raise InvalidRequestError("no files of the context were named")
+        self._check_has_files()
+        end = 0
+        for first, count in sorted(runs):
+            if count < 1:
+                raise InvalidRequestError("a run of files of the context is empty")
+            if first < end:
+                raise InvalidRequestError("a file of the context was named twice")
+            end = first + count
+        if end > len(self.entries):
+            raise ContextInputError(f"the context has {len(self.entries):,} files, and no number {end - 1:,}")
+        chosen = (self.entries[first : first + count] for first, count in runs)
+        return self._with_entries(tuple(chain.from_iterable(chosen)))
+
+    def _check_has_files(self) -> None:
         if self.kind == "text":
             raise ContextInputError("the context is one text and has no files")
-        return Manifest("files", tuple(map(self.entry, paths)), self.blob_bytes, self.sha256)
+
+    def _with_entries(self, entries: tuple[Entry, ...]) -> "Manifest":
+        return Manifest("files", entries, self.blob_bytes, self.sha256)
 
 
 def unique_names(raw_paths: Sequence[bytes]) -> list[str]:

@@ -37,10 +37,11 @@ class Normaliser:
         "_digest",
         "_ends_line",
         "_length_bytes",
-        "_newlines",
         "_tail",
         "chars",
         "first_replaced_byte",
+        "newlines",
+        "piece_width",
         "replaced",
         "width",
     )
@@ -51,9 +52,11 @@ class Normaliser:
         self._digest = hashlib.sha256()
         self._ends_line = True
         self._length_bytes = 0
-        self._newlines = 0
         self._tail = b""
         self.chars = 0
+        self.newlines = 0
+        self.piece_width = 1
+        """Bytes that CPython needs for each character of what came out last."""
         self.width = 1
         self.replaced = 0
         self.first_replaced_byte: int | None = None
@@ -72,7 +75,7 @@ class Normaliser:
         return Measured(
             length_bytes=self._length_bytes,
             chars=self.chars,
-            lines=self._newlines + (not self._ends_line),
+            lines=self.newlines + (not self._ends_line),
             width=self.width,
             replaced=self.replaced,
             sha256=self._digest.hexdigest(),
@@ -93,6 +96,7 @@ class Normaliser:
         if not chunk:
             return b""
         if chunk.isascii():
+            self.piece_width = 1
             self.chars += len(chunk)
             self._consumed_bytes += len(chunk)
             clean = chunk
@@ -100,7 +104,7 @@ class Normaliser:
             clean = self._decode(chunk, final=final)
         if clean:
             self._length_bytes += len(clean)
-            self._newlines += clean.count(b"\n")
+            self.newlines += clean.count(b"\n")
             self._ends_line = clean.endswith(b"\n")
             self._digest.update(clean)
         return clean
@@ -119,5 +123,6 @@ class Normaliser:
         self._tail = chunk[used:]
         self._consumed_bytes += used
         self.chars += len(text)
-        self.width = max(self.width, width_of(text))
+        self.piece_width = width_of(text)
+        self.width = max(self.width, self.piece_width)
         return clean

@@ -9,12 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from orchestrator.contexts.landmarks import PIECE_BYTES, LandmarkNotes
 from orchestrator.contexts.manifest import Entry, Kind, Manifest
 from orchestrator.contexts.normalise import Normaliser
 from orchestrator.errors import InvariantError, MachineError, RunCancelledError
 
 CHUNK_BYTES = 1024 * 1024
-"""How much is read, checked and written at a time, and between two looks at whether to go on."""
+"""How much is read and written at a time, and between two looks at whether to go on."""
 
 Cancelled = Callable[[], bool]
 """Asked between chunks, files and directories; true ends the work. `threading.Event().is_set` is one."""
@@ -40,6 +41,9 @@ class BlobWriter:
         self._length_bytes = 0
         self._entries: list[Entry] = []
         self._digest = hashlib.sha256()
+        self._landmarks = LandmarkNotes()
+        self._chars = 0  # of the texts that are whole
+        self._newlines = 0
         self._text: Normaliser | None = None
         self._path = ""
         self.first_replaced: tuple[int, int] | None = None
@@ -77,12 +81,21 @@ class BlobWriter:
 
     def write(self, chunk: bytes) -> None:
         """A part of the text begun last, of any size."""
-        self._put(self._current().feed(chunk))
+        text = self._current()
+        if len(chunk) <= PIECE_BYTES:
+            self._put(text, text.feed(chunk))
+            return
+        # Small pieces stay in the processor's cache while they are checked, counted and hashed; and other
+        # threads never wait long, because each piece is hashed without the interpreter's lock.
+        for start in range(0, len(chunk), PIECE_BYTES):
+            self._put(text, text.feed(chunk[start : start + PIECE_BYTES]))
 
     def end(self) -> None:
         """The text begun last is whole."""
         text = self._current()
-        self._put(text.finish())
+        self._put(text, text.finish())
+        self._chars += text.chars
+        self._newlines += text.newlines
         measured = text.measured()
         if text.first_replaced_byte is not None and self.first_replaced is None:
             self.first_replaced = (len(self._entries), text.first_replaced_byte)
@@ -108,6 +121,10 @@ class BlobWriter:
         sha256 = entries[0].sha256 if self._kind == "text" else self._digest.hexdigest()
         return Manifest(self._kind, entries, self._length_bytes, sha256)
 
+    def landmarks(self) -> bytes:
+        """Those of the blob, once it is sealed."""
+        return self._landmarks.encode(self._length_bytes, self._chars, self._newlines)
+
     def discard(self) -> None:
         """Nothing of the temporary file is left. Harmless after its renaming, and when repeated."""
         with suppress(OSError):  # a full disk may refuse the last buffer; the file goes anyway
@@ -119,8 +136,13 @@ class BlobWriter:
             raise InvariantError("no text was begun")
         return self._text
 
-    def _put(self, clean: bytes) -> None:
+    def _put(self, text: Normaliser, clean: bytes) -> None:
+        if not clean:
+            return
         self._length_bytes += len(clean)
+        self._landmarks.pass_by(
+            self._length_bytes, self._chars + text.chars, self._newlines + text.newlines, text.piece_width
+        )
         if self._kind == "files":  # one text's hash is the blob's
             self._digest.update(clean)
         try:

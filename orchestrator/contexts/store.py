@@ -1,10 +1,11 @@
 """The contexts of one orchestrator instance: each stored once per tenant, put into sandboxes by hard link.
 
 A private directory with one directory per tenant, named by hash so that no tenant's name is part of a path.
-In it: `b-<sha256>` blobs, `m-<sha256>` manifests in the guest's form, `t-<random>` files still being written.
-Tenants share nothing, so nobody learns from a saving that another tenant has the same text.
+In it: `b-<sha256>` blobs, `l-<sha256>` their landmarks, `m-<sha256>` manifests in the guest's form, and files
+still being written, `t-<random>`. Tenants share nothing, so nobody learns from a saving that another tenant has
+the same text.
 
-All of it is synchronous and may be called from any thread; staging and deriving read files and take a while.
+All of it is synchronous and may be called from any thread; staging reads files and takes a while.
 """
 
 import hashlib
@@ -13,16 +14,18 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
+from orchestrator.contexts.guest_form import encode_manifest
 from orchestrator.contexts.ingest import Identity, Notes, Reader, find_sources, kind_of
-from orchestrator.contexts.manifest import SHAPE_NAME_CHARS, Manifest, Measured
-from orchestrator.contexts.normalise import REPLACEMENT_BYTES, Normaliser
+from orchestrator.contexts.landmarks import Landmarks
+from orchestrator.contexts.manifest import SHAPE_NAME_CHARS, Entry, Manifest, Measured
+from orchestrator.contexts.normalise import REPLACEMENT_BYTES
 from orchestrator.contexts.staging import (
     CHUNK_BYTES,
     BlobWriter,
@@ -44,12 +47,22 @@ from orchestrator.visible import visible_line
 
 BLOB_NAME = "blob"
 """What the guest finds the texts as ..."""
-MANIFEST_NAME = "manifest.json"
+LANDMARKS_NAME = "landmarks"
+"""... where characters and lines are in them ..."""
+MANIFEST_NAME = "manifest"
 """... and, put there last, what they are."""
 MAX_CONTEXT_BYTES = 64 * 1024 * 1024 * 1024
 """One context from the host's file system. Stops a sparse file or an endless one before the disk is full."""
 MAX_UPLOAD_PATH_BYTES = 4_096
 """Of each file name in an upload: what Linux allows a path."""
+
+
+class StoredFiles(NamedTuple):
+    """What of the store a context stands on."""
+
+    blob: Path
+    landmarks: Path
+    manifest: Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +73,8 @@ class StagedContext:
     manifest: Manifest
     notes: tuple[str, ...]
     """For a person, one sentence each: what was left out, renamed or replaced."""
-    _blob: Path
-    _guest_manifest: Path
+    files: StoredFiles
+    """Not for writing: sandboxes see the same files."""
 
     @property
     def content_id(self) -> str:
@@ -170,14 +183,14 @@ class ContextStore:
         *,
         cancelled: Cancelled = never,
     ) -> StagedContext:
-        """A range of one of a context's texts as a context of its own. Reads the range, copies nothing.
+        """A range of one of a context's texts as a context of its own. Copies nothing, reads next to nothing.
 
         Args:
             context: Not yet released. The new one does not depend on it any more.
             path: Of the text; empty when the context is one text.
             start_byte: First byte, at the start of a character.
             end_byte: One past the last byte, at the start of a character or the end of the text.
-            cancelled: Asked between chunks.
+            cancelled: Asked between chunks of a text in which bytes were replaced: only such a range is read.
 
         Raises:
             ContextInputError: The context has no such text or range.
@@ -188,16 +201,7 @@ class ContextStore:
         if end_byte - start_byte == entry.length_bytes:
             measured = entry.measured
         else:
-            measured, marks = _measure(
-                context._blob, entry.offset + start_byte, entry.offset + end_byte, cancelled
-            )
-            if measured.replaced:
-                raise InvalidRequestError(
-                    f"the range from byte {start_byte} to {end_byte} splits a character; give whole ones"
-                )
-            if entry.measured.replaced:
-                # Which of them the input had already is not known any more.
-                measured = measured._replace(replaced=min(entry.measured.replaced, marks))
+            measured = _measure(context, entry, start_byte, end_byte, cancelled)
         return self._derive(context, context.manifest.text_range(path, start_byte, end_byte, measured))
 
     def derive_paths(self, context: StagedContext, paths: Sequence[str]) -> StagedContext:
@@ -209,10 +213,33 @@ class ContextStore:
         """
         return self._derive(context, context.manifest.subset(paths))
 
-    def link_into(self, context: StagedContext, directory: Path) -> None:
-        """Puts a context into a sandbox's directory: two hard links, the manifest last.
+    def derive_files(self, context: StagedContext, runs: Sequence[tuple[int, int]]) -> StagedContext:
+        """As `derive_paths`, by number: runs of files, each the number of the first and how many they are.
 
-        Whoever sees the manifest can read the blob. What was there under these names is replaced.
+        Raises:
+            ContextInputError: The context has no such files.
+            InvalidRequestError: No file was named, or one twice.
+        """
+        return self._derive(context, context.manifest.runs(runs))
+
+    def share(self, context: StagedContext) -> StagedContext:
+        """Another reference to a context, in constant time.
+
+        Args:
+            context: Not yet released. The new one does not depend on it any more, and has no notes.
+        """
+        shared = replace(context, notes=())
+        with self._lock:
+            self._check_live(context)
+            for path in shared.files:
+                self._uses[path] += 1
+            self._live.add(shared)
+        return shared
+
+    def link_into(self, context: StagedContext, directory: Path) -> None:
+        """Puts a context into a sandbox's directory: three hard links, the manifest last.
+
+        Whoever sees the manifest can read the others. What was there under these names is replaced.
 
         Args:
             context: Not yet released. The links outlive its release.
@@ -226,20 +253,21 @@ class ContextStore:
         try:
             target = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                _link(context._blob, target, BLOB_NAME)
-                _link(context._guest_manifest, target, MANIFEST_NAME)
+                _link(context.files.blob, target, BLOB_NAME)
+                _link(context.files.landmarks, target, LANDMARKS_NAME)
+                _link(context.files.manifest, target, MANIFEST_NAME)
             finally:
                 os.close(target)
         except OSError as error:
             raise cannot_write(error) from error
 
     def release(self, context: StagedContext) -> None:
-        """Gives a reference back; the last one takes blob and manifest with it. Harmless when repeated."""
+        """Gives a reference back; the last one takes the files with it. Harmless when repeated."""
         with self._lock:
             if context not in self._live:
                 return
             self._live.remove(context)
-            doomed = [self._give_back(path) for path in (context._blob, context._guest_manifest)]
+            doomed = [self._give_back(path) for path in context.files]
         _remove(doomed)
 
     def close(self) -> None:
@@ -263,41 +291,38 @@ class ContextStore:
         self, tenant: TenantId, writer: BlobWriter, manifest: Manifest, notes: tuple[str, ...]
     ) -> StagedContext:
         """Takes over a sealed file under its hash, or forgets it if that is there already."""
-        blob = writer.path.with_name(f"b-{manifest.sha256}")
-        guest_manifest = self._write_guest_manifest(blob.parent, manifest)
-        staged = StagedContext(tenant, manifest, notes, blob, guest_manifest[1])
-        with self._lock:
-            self._take(blob, writer.path)
-            self._take(guest_manifest[1], guest_manifest[0])
+        directory = writer.path.parent
+        encoded = encode_manifest(manifest)
+        # Landmarks go by the blob's name: whatever others there are for the same blob do as well.
+        files = StoredFiles(
+            directory / f"b-{manifest.sha256}", directory / f"l-{manifest.sha256}", _named(directory, encoded)
+        )
+        staged = StagedContext(tenant, manifest, notes, files)
+        with (
+            _temporary(directory, writer.landmarks()) as landmarks,
+            _temporary(directory, encoded) as guest_manifest,
+            self._lock,
+        ):
+            self._take(files.blob, writer.path)
+            self._take(files.landmarks, landmarks)
+            self._take(files.manifest, guest_manifest)
             self._live.add(staged)
         return staged
 
     def _derive(self, context: StagedContext, manifest: Manifest) -> StagedContext:
-        temporary, final = self._write_guest_manifest(context._blob.parent, manifest)
-        derived = StagedContext(context.tenant, manifest, (), context._blob, final)
-        with self._lock:
-            try:
-                self._check_live(context)
-            except InvariantError:
-                temporary.unlink()
-                raise
-            self._uses[context._blob] += 1
-            self._take(final, temporary)
+        if manifest == context.manifest:
+            return self.share(context)
+        directory = context.files.blob.parent
+        encoded = encode_manifest(manifest)
+        files = context.files._replace(manifest=_named(directory, encoded))
+        derived = StagedContext(context.tenant, manifest, (), files)
+        with _temporary(directory, encoded) as guest_manifest, self._lock:
+            self._check_live(context)
+            self._uses[files.blob] += 1
+            self._uses[files.landmarks] += 1
+            self._take(files.manifest, guest_manifest)
             self._live.add(derived)
         return derived
-
-    def _write_guest_manifest(self, directory: Path, manifest: Manifest) -> tuple[Path, Path]:
-        """Writes the guest's form to a temporary file; that file and what it shall be called."""
-        content = manifest.for_guest()
-        temporary = directory / f"t-{secrets.token_hex(16)}"
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                os.fchmod(file.fileno(), 0o444)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise cannot_write(error) from error
-        return temporary, directory / f"m-{hashlib.sha256(content).hexdigest()}"
 
     def _take(self, path: Path, temporary: Path) -> None:
         """One more use of a stored file, which the temporary one becomes or makes way for. Under the lock."""
@@ -440,22 +465,74 @@ def _replaced_note(manifest: Manifest, byte: int, place: str) -> str:
     return f"bytes that are not UTF-8 were replaced by U+FFFD {times}, first at byte {byte:,} of {place}"
 
 
-def _measure(blob: Path, start: int, end: int, cancelled: Cancelled) -> tuple[Measured, int]:
-    """What a pass over a part of a blob finds, and how many U+FFFD are in it."""
-    # Mid-text, U+FEFF is a character, not a byte order mark.
-    text = Normaliser(strip_bom=False)
-    marks = 0
-    with open(blob, "rb", buffering=0) as file:
-        file.seek(start)
-        while start < end:
-            check_cancelled(cancelled)
-            chunk = file.read(min(CHUNK_BYTES, end - start))
-            if not chunk:
+def _measure(
+    context: StagedContext, entry: Entry, start_byte: int, end_byte: int, cancelled: Cancelled
+) -> Measured:
+    """What is in a part of a text: counted from landmark to landmark, read only at its ends."""
+    start, end = entry.offset + start_byte, entry.offset + end_byte
+    with open(context.files.blob, "rb", buffering=0) as blob:
+
+        def read(first: int, last: int) -> bytes:
+            part = os.pread(blob.fileno(), last - first, first)
+            if len(part) != last - first:
                 raise InvariantError("a blob of the context store is shorter than its manifest says")
-            start += len(chunk)
-            marks += text.feed(chunk).count(REPLACEMENT_BYTES)
-    text.finish()
-    return text.measured(), marks
+            return part
+
+        for edge, edge_byte in ((start, start_byte), (end, end_byte)):
+            if edge_byte < entry.length_bytes and 0x80 <= read(edge, edge + 1)[0] < 0xC0:
+                raise InvalidRequestError(
+                    f"the range from byte {start_byte} to {end_byte} splits a character; give whole ones"
+                )
+        counted = Landmarks(context.files.landmarks.read_bytes()).count(read, start, end)
+        ends_line = read(end - 1, end) == b"\n"
+        replaced = entry.measured.replaced
+        if replaced:
+            # Which of the marks in it the input had already is not known any more.
+            replaced = min(replaced, _marks(read, start, end, cancelled))
+    return Measured(
+        length_bytes=end - start,
+        chars=counted.chars,
+        lines=counted.newlines + (not ends_line),
+        width=counted.width,
+        replaced=replaced,
+        sha256=_part_id(context.manifest.sha256, start, end),
+    )
+
+
+def _marks(read: Callable[[int, int], bytes], start: int, end: int, cancelled: Cancelled) -> int:
+    """How many U+FFFD there are from one byte to another."""
+    marks = 0
+    for at in range(start, end, CHUNK_BYTES):
+        check_cancelled(cancelled)
+        overlap = len(REPLACEMENT_BYTES) - 1
+        marks += read(at, min(at + CHUNK_BYTES + overlap, end)).count(REPLACEMENT_BYTES)
+    return marks
+
+
+def _part_id(blob_sha256: str, start: int, end: int) -> str:
+    """Stands for the hash of a part that was not read. No text has it as its own: texts hold no byte 255."""
+    return hashlib.sha256(b"\xff%s %d %d" % (blob_sha256.encode(), start, end)).hexdigest()
+
+
+def _named(directory: Path, encoded: bytes) -> Path:
+    """What a manifest in the guest's form is called."""
+    return directory / f"m-{hashlib.sha256(encoded).hexdigest()}"
+
+
+@contextmanager
+def _temporary(directory: Path, content: bytes) -> Iterator[Path]:
+    """A read-only file, gone after the block unless it was renamed in it."""
+    path = directory / f"t-{secrets.token_hex(16)}"
+    try:
+        try:
+            with open(path, "xb") as file:
+                file.write(content)
+                os.fchmod(file.fileno(), 0o444)
+        except OSError as error:
+            raise cannot_write(error) from error
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _link(source: Path, directory: int, name: str) -> None:

@@ -38,13 +38,21 @@ class OwnPaths:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnFiles:
+    """Some files of the parent's own context, by number."""
+
+    runs: tuple[tuple[int, int], ...]
+    """(first, how many)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Uploaded:
     """What an upload of this run returned."""
 
     upload_id: str
 
 
-ContextChoice: TypeAlias = InlineText | OwnRange | OwnPaths | Uploaded
+ContextChoice: TypeAlias = InlineText | OwnRange | OwnPaths | OwnFiles | Uploaded
 
 
 class ChildContexts:
@@ -92,9 +100,13 @@ class ChildContexts:
                 return await self._in_thread(
                     lambda _stop: self._contexts.derive_paths(self._own, choice.paths)
                 )
+            case OwnFiles():
+                return await self._in_thread(
+                    lambda _stop: self._contexts.derive_files(self._own, choice.runs)
+                )
             case Uploaded():
                 whole = self._upload(choice)
-                return await self._in_thread(lambda _stop: _another_reference(self._contexts, whole))
+                return self._contexts.share(whole)
 
     @asynccontextmanager
     async def uploading(self) -> AsyncIterator[Upload]:
@@ -142,9 +154,3 @@ class ChildContexts:
     def _release_unwanted(self, staging: asyncio.Future[StagedContext]) -> None:
         if not staging.cancelled() and staging.exception() is None:
             self._contexts.release(staging.result())
-
-
-def _another_reference(contexts: ContextStore, whole: StagedContext) -> StagedContext:
-    if whole.manifest.kind == "files":
-        return contexts.derive_paths(whole, [entry.path for entry in whole.manifest.entries])
-    return contexts.derive_range(whole, "", 0, whole.manifest.entries[0].length_bytes)

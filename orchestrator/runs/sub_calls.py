@@ -47,7 +47,7 @@ from orchestrator.limits import (
 )
 from orchestrator.models.port import Completion
 from orchestrator.rpc.gate import Gate
-from orchestrator.runs.child_context import ChildContexts, ContextChoice, InlineText, OwnPaths
+from orchestrator.runs.child_context import ChildContexts, ContextChoice, InlineText, OwnFiles, OwnPaths
 from orchestrator.runs.model_calls import Wish
 from orchestrator.runs.recorder import Recorder
 from orchestrator.runs.tree import RunResult, RunSpec, RunTree
@@ -59,6 +59,9 @@ _T = TypeVar("_T")
 
 _READ_AT_ONCE_BYTES = 256 * 1024
 """Decoding holds the interpreter's lock: with junk, the slowest case, this much holds it for 4 ms."""
+_FILE_RUN_BYTES = 16
+"""Two numbers."""
+
 _ONE_CHILD_RUN = Amounts(child_runs=1)
 
 
@@ -482,6 +485,8 @@ def _read_bytes(context: ContextChoice) -> int:
             return len(context.data)
         case OwnPaths():
             return sum(map(len, context.paths)) + len(context.paths)
+        case OwnFiles():
+            return _FILE_RUN_BYTES * len(context.runs)
         case _:
             return 0
 

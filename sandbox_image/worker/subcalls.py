@@ -128,8 +128,10 @@ class SubCalls:
             request.range.path = header["path"].encode()
             request.range.start_byte = header["start_byte"]
             request.range.end_byte = header["end_byte"]
-        elif header["context"] == "paths":
-            request.paths.paths.extend(path.encode() for path in header["paths"])
+        elif header["context"] == "files":
+            request.files.runs.extend(
+                broker_pb2.FileRun(first=first, count=count) for first, count in header["runs"]
+            )
         else:
             request.upload_id = header["upload_id"]
 

@@ -98,7 +98,7 @@ def _stage_until_swapped(store: ContextStore, given: Path, swapper: Swapper) -> 
             context = store.stage_paths(LOCAL_TENANT, [given])
         except ContextInputError:
             continue
-        read.append(context._blob.read_bytes())
+        read.append(context.files.blob.read_bytes())
         store.release(context)
     assert swapper.swaps >= SWAPS, "too few swaps to say anything"
     return read
@@ -209,7 +209,7 @@ def test_no_word_of_a_tenant_is_part_of_a_path(tmp_path: Path, tenant: str) -> N
     store = ContextStore(root)
     context = store.stage_text(TenantId(tenant), b"x")
 
-    for path in (context._blob, context._guest_manifest):
+    for path in context.files:
         assert path.parent.parent == root
         assert path.resolve() == root.resolve() / path.parent.name / path.name
         assert len(path.parent.name) == 32
@@ -272,7 +272,7 @@ def test_any_tree_becomes_what_an_independent_reading_of_it_says(
     context = store.stage_paths(LOCAL_TENANT, [Path(os.fsdecode(top))])
 
     entries = context.manifest.entries
-    blob = context._blob.read_bytes()
+    blob = context.files.blob.read_bytes()
     assert [blob[e.offset : e.offset + e.length_bytes] for e in entries] == [text for _, text in expected]
     assert blob == b"".join(text for _, text in expected)
     assert [e.chars for e in entries] == [len(text.decode()) for _, text in expected]

@@ -74,5 +74,5 @@ def test_what_a_sub_call_can_say_is_exactly_this() -> None:
         "shared_prefix_bytes",
     }
     assert {field.name for field in broker_pb2.StartChildRunRequest.DESCRIPTOR.fields} == {
-        *("call_id", "question", "inline", "range", "paths", "upload_id", "max_tokens")
+        *("call_id", "question", "inline", "range", "paths", "files", "upload_id", "max_tokens")
     }

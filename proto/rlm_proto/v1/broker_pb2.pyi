@@ -106,6 +106,7 @@ class StartChildRunRequest(_message.Message):
     RANGE_FIELD_NUMBER: _builtins.int
     PATHS_FIELD_NUMBER: _builtins.int
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """Chosen by the caller, unique within its cell, 1 to 64 bytes. A repeat joins the first call."""
@@ -125,6 +126,10 @@ class StartChildRunRequest(_message.Message):
     def paths(self) -> Global___ContextPaths:
         """Some of the files of this run's own context. No bytes are copied."""
 
+    @_builtins.property
+    def files(self) -> Global___ContextFiles:
+        """Some of the files of this run's own context, by number. No bytes are copied."""
+
     def __init__(
         self,
         *,
@@ -134,15 +139,16 @@ class StartChildRunRequest(_message.Message):
         range: Global___ContextRange | None = ...,
         paths: Global___ContextPaths | None = ...,
         upload_id: _builtins.str = ...,
+        files: Global___ContextFiles | None = ...,
         max_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "context", b"context", "inline", b"inline", "max_tokens", b"max_tokens", "paths", b"paths", "range", b"range", "upload_id", b"upload_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "context", b"context", "files", b"files", "inline", b"inline", "max_tokens", b"max_tokens", "paths", b"paths", "range", b"range", "upload_id", b"upload_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "call_id", b"call_id", "context", b"context", "inline", b"inline", "max_tokens", b"max_tokens", "paths", b"paths", "question", b"question", "range", b"range", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "call_id", b"call_id", "context", b"context", "files", b"files", "inline", b"inline", "max_tokens", b"max_tokens", "paths", b"paths", "question", b"question", "range", b"range", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
-    _WhichOneofReturnType_context: _TypeAlias = _typing.Literal["inline", "range", "paths", "upload_id"]  # noqa: Y015
+    _WhichOneofReturnType_context: _TypeAlias = _typing.Literal["inline", "range", "paths", "upload_id", "files"]  # noqa: Y015
     _WhichOneofArgType_context: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
@@ -204,6 +210,58 @@ class ContextPaths(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ContextPaths: _TypeAlias = ContextPaths  # noqa: Y015
+
+@_typing.final
+class ContextFiles(_message.Message):
+    """ContextFiles names files of the caller's context by their numbers, from 0, in the order in which it has them. A
+    directory, or all of 100,000 files, is one run.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileRun]:
+        """At least one; no file may be in two of them."""
+
+    def __init__(
+        self,
+        *,
+        runs: _abc.Iterable[Global___FileRun] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContextFiles: _TypeAlias = ContextFiles  # noqa: Y015
+
+@_typing.final
+class FileRun(_message.Message):
+    """FileRun is some files that follow one another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """The number of the first."""
+    count: _builtins.int
+    """How many they are, at least 1."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first", b"first"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileRun: _TypeAlias = FileRun  # noqa: Y015
 
 @_typing.final
 class StartChildRunResponse(_message.Message):

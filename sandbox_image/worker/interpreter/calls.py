@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from sandbox_image.worker import protocol
 from sandbox_image.worker.frames import Frame
-from sandbox_image.worker.interpreter.child_context import Inline, Paths, Place, Range, Upload
+from sandbox_image.worker.interpreter.child_context import Files, Inline, Place, Range, Upload
 from sandbox_image.worker.interpreter.errors import SubCallError
 from sandbox_image.worker.interpreter.link import CallLink, Request
 
@@ -56,8 +56,8 @@ def child_run(question: str, place: Place, max_tokens: int | None) -> Steps[str]
     elif isinstance(place, Range):
         header |= {"context": "range", "path": place.path}
         header |= {"start_byte": place.start_byte, "end_byte": place.end_byte}
-    elif isinstance(place, Paths):
-        header |= {"context": "paths", "paths": list(place.paths)}
+    elif isinstance(place, Files):
+        header |= {"context": "files", "runs": place.runs}
     elif isinstance(place, Inline):
         header |= {"context": "inline"}
         payload = encoded + place.text

@@ -33,10 +33,11 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Paths:
-    """Files of this run's context."""
+class Files:
+    """Files of this run's context, by their numbers in it."""
 
-    paths: Sequence[str]
+    runs: Sequence[tuple[int, int]]
+    """(first, how many) of those that follow one another, so that most parts of many files are one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Upload:
             yield Part(pieces, bytes(payload))
 
 
-Place = Inline | Range | Paths | Upload
+Place = Inline | Range | Files | Upload
 
 
 def place_context(context: Any, question: str, own: OwnContext) -> Place:
@@ -82,7 +83,7 @@ def place_context(context: Any, question: str, own: OwnContext) -> Place:
     if context is None:
         return _place_text(question)
     if isinstance(context, FileMap):
-        return Paths(list(context))
+        return Files(context.runs())
     if isinstance(context, TextView):
         place, length_bytes = context.stretch.place, context.stretch.length_bytes
         return Range(place.path, place.start_byte, place.start_byte + length_bytes)

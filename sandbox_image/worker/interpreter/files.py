@@ -1,58 +1,52 @@
 """Many files as a read-only mapping from path to text, each read when it is touched."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import overload
 
+from sandbox_image.worker.interpreter.catalogue import Catalogue
 from sandbox_image.worker.interpreter.stretch import Stretch
 from sandbox_image.worker.interpreter.text import TextView
 
 _SHOWN_FILES = 10
 
 
-class Sized(Protocol):
-    """What a FileMap has to know of a file before it is read."""
-
-    @property
-    def length_bytes(self) -> int:
-        """Of its text in UTF-8."""
-
-
 class Shelf:
     """Reads files, and keeps those read last as long as they fit into the limit of one str.
 
-    Keeping them also tells a text of the context from a text that was made: see `path_of`.
+    Keeping them also tells a text of the context from a text that was made: see `number_of`.
     """
 
-    def __init__(self, open_stretch: Callable[[str], Stretch], max_str_bytes: int) -> None:
+    def __init__(self, open_stretch: Callable[[int], Stretch], max_str_bytes: int) -> None:
         self._open_stretch = open_stretch
         self._max_str_bytes = max_str_bytes
         # Least recently used first.
-        self._kept: dict[str, tuple[str, int]] = {}
+        self._kept: dict[int, tuple[str, int]] = {}
         self._kept_bytes = 0
 
-    def read(self, path: str) -> str | TextView:
+    def read(self, number: int) -> str | TextView:
         """The text of a file, as a str where it fits."""
-        if path in self._kept:
-            self._kept[path] = self._kept.pop(path)
-            return self._kept[path][0]
-        stretch = self._open_stretch(path)
+        if number in self._kept:
+            self._kept[number] = self._kept.pop(number)
+            return self._kept[number][0]
+        stretch = self._open_stretch(number)
         str_bytes = stretch.characters * stretch.width
         if str_bytes > self._max_str_bytes:
             return TextView(stretch, self._max_str_bytes)
         text = stretch.text(0, stretch.characters)
-        self._keep(path, text, str_bytes)
+        self._keep(number, text, str_bytes)
         return text
 
-    def path_of(self, text: str) -> tuple[str, int] | None:
-        """Path and length in bytes of the file that this very object is the text of, if it is known."""
-        for path, (kept, _) in self._kept.items():
+    def number_of(self, text: str) -> int | None:
+        """The number of the file that this very object is the text of, if it was read lately."""
+        for number, (kept, _) in self._kept.items():
             if kept is text:
-                return path, self._open_stretch(path).length_bytes
+                return number
         return None
 
-    def _keep(self, path: str, text: str, str_bytes: int) -> None:
-        self._kept[path] = (text, str_bytes)
+    def _keep(self, number: int, text: str, str_bytes: int) -> None:
+        self._kept[number] = (text, str_bytes)
         self._kept_bytes += str_bytes
         while self._kept_bytes > self._max_str_bytes:
             oldest = next(iter(self._kept))
@@ -70,9 +64,14 @@ class FileMap(Mapping[str, "str | TextView"]):
     Hand f, or a part of it, to rlm_query to give a child run those files without copying them.
     """
 
-    def __init__(self, entries: Mapping[str, Sized], shelf: Shelf) -> None:
-        self._entries = entries
+    def __init__(self, catalogue: Catalogue, shelf: Shelf, numbers: Sequence[int] | None = None) -> None:
+        self._catalogue = catalogue
         self._shelf = shelf
+        self._numbers = range(len(catalogue)) if numbers is None else numbers
+
+    @cached_property
+    def _members(self) -> "range | frozenset[int]":
+        return self._numbers if isinstance(self._numbers, range) else frozenset(self._numbers)
 
     @overload
     def __getitem__(self, key: str) -> "str | TextView": ...
@@ -80,28 +79,23 @@ class FileMap(Mapping[str, "str | TextView"]):
     def __getitem__(self, key: slice) -> "FileMap": ...
     def __getitem__(self, key: "str | slice") -> "str | TextView | FileMap":
         if isinstance(key, slice):
-            return self.subset(list(self._entries)[key])
-        if key not in self._entries:
-            hint = (
-                "" if isinstance(key, str) else ": files are found by path, as in context[list(context)[0]]"
-            )
-            raise KeyError(f"no file {key!r}{hint}")
-        return self._shelf.read(key)
+            return FileMap(self._catalogue, self._shelf, self._numbers[key])
+        return self._shelf.read(self._number(key))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return map(self._catalogue.path, self._numbers)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._numbers)
 
     def __contains__(self, path: object) -> bool:
         # Mapping's own would read the file.
-        return path in self._entries
+        return self._find(path) is not None
 
     def __repr__(self) -> str:
-        total_bytes = sum(entry.length_bytes for entry in self._entries.values())
-        shown = itertools.islice(self._entries.items(), _SHOWN_FILES)
-        lines = [f"  {path!r}: {entry.length_bytes:,} bytes" for path, entry in shown]
+        total_bytes = sum(map(self._catalogue.length_bytes, self._numbers))
+        shown = itertools.islice(map(self._catalogue.entry, self._numbers), _SHOWN_FILES)
+        lines = [f"  {entry.path!r}: {entry.length_bytes:,} bytes" for entry in shown]
         if len(self) > _SHOWN_FILES:
             lines.append(f"  ... {len(self) - _SHOWN_FILES:,} more")
         return "\n".join([f"<FileMap of {len(self):,} files, {total_bytes:,} bytes", *lines]) + ">"
@@ -112,8 +106,40 @@ class FileMap(Mapping[str, "str | TextView"]):
         Raises:
             KeyError: There is no such file.
         """
-        return FileMap({path: self._entries[path] for path in paths}, self._shelf)
+        numbers = dict.fromkeys(map(self._number, paths))
+        return FileMap(self._catalogue, self._shelf, tuple(numbers))
+
+    def runs(self) -> list[tuple[int, int]]:
+        """The numbers of these files in the run's context: (first, how many) that follow one another."""
+        if isinstance(self._numbers, range) and self._numbers.step == 1:
+            return [(self._numbers.start, len(self._numbers))] if self._numbers else []
+        runs: list[tuple[int, int]] = []
+        first = count = 0
+        for number in self._numbers:
+            if count and number == first + count:
+                count += 1
+                continue
+            if count:
+                runs.append((first, count))
+            first, count = number, 1
+        return [*runs, (first, count)] if count else runs
 
     def path_of(self, text: str) -> tuple[str, int] | None:
         """The path and length in bytes of the file whose text is this very object, if it was read lately."""
-        return self._shelf.path_of(text)
+        number = self._shelf.number_of(text)
+        if number is None:
+            return None
+        return self._catalogue.path(number), self._catalogue.length_bytes(number)
+
+    def _find(self, path: object) -> int | None:
+        number = self._catalogue.find(path) if isinstance(path, str) else None
+        return number if number in self._members else None
+
+    def _number(self, path: str) -> int:
+        number = self._find(path)
+        if number is None:
+            hint = (
+                "" if isinstance(path, str) else ": files are found by path, as in context[list(context)[0]]"
+            )
+            raise KeyError(f"no file {path!r}{hint}")
+        return number

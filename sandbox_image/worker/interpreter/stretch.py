@@ -1,22 +1,16 @@
 """Where a text lies in the staged context, and how its characters are found there.
 
-Positions are characters, as in `str`; the file is UTF-8. A text all of whose characters are ASCII needs no
-index, others get one as far as they are read.
+Positions are characters, as in `str`; the file is UTF-8. A text all of whose characters are ASCII needs
+nothing to find them, others the host's landmarks.
 """
 
 import codecs
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from mmap import mmap
+from dataclasses import dataclass
+from functools import cached_property
 
+from sandbox_image.worker.interpreter.blob import Blob
 from sandbox_image.worker.interpreter.text_bytes import PIECE_BYTES
-from sandbox_image.worker.interpreter.text_index import (
-    BlockIndex,
-    count_characters,
-    count_newlines,
-    locate_character,
-    locate_newline,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +22,19 @@ class Place:
     start_byte: int
     """Of the first byte within that file."""
     offset: int
-    """Of the first byte within the map of all files."""
+    """Of the first byte within the blob of all files."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Stretch:
-    """A run of whole characters in a mapped file."""
+    """A run of whole characters in the blob."""
 
-    mapped: mmap
+    blob: Blob
     place: Place
     length_bytes: int
     characters: int
     width: int
     """Bytes a character takes in a `str`, at most: 1, 2 or 4."""
-    _characters_index: BlockIndex = field(init=False)
-    _lines_index: BlockIndex = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._characters_index = BlockIndex(self.read, self.length_bytes, count_characters, locate_character)
-        self._lines_index = BlockIndex(self.read, self.length_bytes, count_newlines, locate_newline)
 
     @property
     def is_ascii(self) -> bool:
@@ -56,23 +44,25 @@ class Stretch:
     def read(self, start: int, end: int) -> bytes:
         """Bytes `start` to `end`, at most to the end of the stretch."""
         offset = self.place.offset
-        return self.mapped[offset + start : offset + min(end, self.length_bytes)]
+        return self.blob.read(offset + start, offset + min(end, self.length_bytes))
 
     def view(self) -> memoryview:
         """All bytes, without copying them."""
         offset = self.place.offset
-        return memoryview(self.mapped)[offset : offset + self.length_bytes]
+        return memoryview(self.blob.mapped)[offset : offset + self.length_bytes]
 
     def text(self, start: int, end: int) -> str:
         """Characters `start` to `end`."""
-        with self.view() as view:
-            return str(view[self.byte_of(start) : self.byte_of(end)], "utf-8")
+        return str(self.read(self.byte_of(start), self.byte_of(end)), "utf-8")
 
     def part(self, start: int, end: int) -> "Stretch":
         """Characters `start` to `end` as a stretch of its own."""
         first, last = self.byte_of(start), self.byte_of(end)
         place = Place(self.place.path, self.place.start_byte + first, self.place.offset + first)
-        return Stretch(self.mapped, place, last - first, end - start, self.width)
+        width = 1
+        if self.width > 1:
+            width = min(self.width, self.blob.landmarks.width(place.offset, self.place.offset + last))
+        return Stretch(self.blob, place, last - first, end - start, width)
 
     def pieces(self) -> Iterator[str]:
         """The text in pieces of about a megabyte."""
@@ -86,16 +76,26 @@ class Stretch:
             return self.length_bytes
         if self.is_ascii:
             return character
-        offset = self._characters_index.offset_of(character)
-        return self.length_bytes if offset is None else offset
+        return self.blob.landmarks.byte_of(self._characters_before + character) - self.place.offset
 
     def character_at(self, byte: int) -> int:
         """Which character starts at a byte."""
-        return byte if self.is_ascii else self._characters_index.count_before(byte)
+        if self.is_ascii:
+            return byte
+        return self.blob.landmarks.character_at(self.place.offset + byte) - self._characters_before
 
     def line_start(self, line: int) -> int:
         """Where a line starts, counted from 0; the end of the text where there are not so many."""
         if line == 0:
             return 0
-        newline = self._lines_index.offset_of(line - 1)
-        return self.length_bytes if newline is None else newline + 1
+        newline = self.blob.landmarks.byte_of_newline(self._newlines_before + line - 1)
+        start = self.length_bytes if newline is None else newline + 1 - self.place.offset
+        return min(start, self.length_bytes)
+
+    @cached_property
+    def _characters_before(self) -> int:
+        return self.blob.landmarks.character_at(self.place.offset)
+
+    @cached_property
+    def _newlines_before(self) -> int:
+        return self.blob.landmarks.newlines_before(self.place.offset)

@@ -64,7 +64,9 @@ class TextView:
         end = max(start, end)
         if self._fits(end - start):
             return self.stretch.text(start, end)
-        return TextView(self.stretch.part(start, end), self._max_str_bytes)
+        # Maybe only because of wide characters that are elsewhere.
+        part = TextView(self.stretch.part(start, end), self._max_str_bytes)
+        return str(part) if part._fits(end - start) else part
 
     def __iter__(self) -> Iterator[str]:
         return itertools.chain.from_iterable(self.stretch.pieces())

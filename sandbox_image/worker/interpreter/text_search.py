@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from sandbox_image.worker.interpreter.landmarks import count_characters
 from sandbox_image.worker.interpreter.text_bytes import PIECE_BYTES, Read
-from sandbox_image.worker.interpreter.text_index import count_characters
 
 WINDOW_BYTES = 8 * 1_048_576
 REACH_BYTES = 1_048_576

@@ -81,7 +81,7 @@ def staging(directory: Path) -> Iterator[Stage]:
         return staged[-1]
 
     yield stage_paths
-    kept = {path for context in staged for path in (context._blob, context._guest_manifest)}
+    kept = {path for context in staged for path in context.files}
     assert {path for path in (directory / "store").rglob("*") if path.is_file()} == kept
     assert canary.read_text() == "outside"
     assert _children() == children_before, "the process that reads archives is still there"
@@ -90,7 +90,7 @@ def staging(directory: Path) -> Iterator[Stage]:
 
 def texts(context: StagedContext) -> dict[str, bytes]:
     """Each text of a context by its path, in its order."""
-    blob = context._blob.read_bytes()
+    blob = context.files.blob.read_bytes()
     return {
         entry.path: blob[entry.offset : entry.offset + entry.length_bytes]
         for entry in context.manifest.entries

@@ -45,7 +45,7 @@ def _names(context: StagedContext) -> list[str]:
 
 
 def _blob(context: StagedContext) -> bytes:
-    return context._blob.read_bytes()
+    return context.files.blob.read_bytes()
 
 
 # --- What becomes what -------------------------------------------------------------------------------------

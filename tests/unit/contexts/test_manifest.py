@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,38 +24,32 @@ def _text(text: str) -> Manifest:
     return Manifest("text", (Entry("", 0, _measured(text)),), len(text.encode()), f"hash of {text!r}")
 
 
-def test_the_guest_gets_compact_ascii_json_without_hashes() -> None:
-    manifest = _files(**{"a\u2028\x1b.py": "one\n", "b": "zwei\n"})
+def test_runs_of_files_are_named_by_number_in_the_order_asked_for() -> None:
+    manifest = _files(a="1", b="2", c="3", d="4")
 
-    raw = manifest.for_guest()
-
-    assert raw.isascii()
-    assert b" " not in raw
-    assert json.loads(raw) == {
-        "version": 1,
-        "kind": "files",
-        "blob_bytes": 9,
-        "entries": [["a\u2028\x1b.py", 0, 4, 4, 1], ["b", 4, 5, 5, 1]],
-    }
+    assert [entry.path for entry in manifest.runs([(3, 1), (0, 2)]).entries] == ["d", "a", "b"]
+    assert manifest.runs([(0, 4)]) == manifest
 
 
-@pytest.mark.parametrize("count", [1, 999, 1_000, 1_001, 2_500])
-def test_the_guests_form_is_whole_however_many_files(count: int) -> None:
-    manifest = _files(**{f"f{number}": "x" for number in range(count)})
-
-    entries = json.loads(manifest.for_guest())["entries"]
-
-    assert entries == [[f"f{number}", number, 1, 1, 1] for number in range(count)]
-
-
-def test_the_content_id_does_not_depend_on_where_the_bytes_are() -> None:
-    whole = _text("one\ntwo\n")
-
-    part = whole.text_range("", 4, 8, _measured("two\n"))
-
-    assert part.entries[0].offset == 4
-    assert part.blob_bytes == whole.blob_bytes
-    assert part.content_id == _text("two\n").content_id != whole.content_id
+@pytest.mark.parametrize(
+    ("runs", "error"),
+    [
+        ([], InvalidRequestError),
+        ([(0, 0)], InvalidRequestError),
+        ([(0, 2), (1, 1)], InvalidRequestError),
+        ([(1, 1), (0, 2)], InvalidRequestError),
+        ([(3, 1)], ContextInputError),
+        ([(0, 2**64)], ContextInputError),
+        ([(2**64 - 1, 1)], ContextInputError),
+    ],
+)
+def test_runs_of_files_that_are_not_there_empty_or_named_twice_are_refused(
+    runs: list[tuple[int, int]], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        _files(a="1", b="2", c="3").runs(runs)
+    with pytest.raises((ContextInputError, InvalidRequestError)):
+        _text("x").runs(runs)
 
 
 def test_the_content_id_tells_paths_and_kind_apart() -> None:

@@ -1,8 +1,8 @@
 import hashlib
-import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.contexts import staging
+from orchestrator.contexts.normalise import width_of
 from orchestrator.contexts.store import ContextStore, StagedContext
 from orchestrator.errors import (
     BudgetExceededError,
@@ -20,6 +21,8 @@ from orchestrator.errors import (
     RunCancelledError,
 )
 from orchestrator.ids import TenantId
+from sandbox_image.worker.interpreter.files import FileMap
+from sandbox_image.worker.interpreter.staged import open_context
 
 ALICE = TenantId("alice")
 BOB = TenantId("../../bob\n\x00")
@@ -36,7 +39,7 @@ def store(root: Path) -> ContextStore:
 
 
 def _stored(root: Path) -> list[str]:
-    """Kinds of the files in the store: `b` blob, `m` manifest, `t` temporary."""
+    """Kinds of the files in the store: `b` blob, `l` landmarks, `m` manifest, `t` temporary."""
     return sorted(path.name[0] for path in root.rglob("*") if path.is_file())
 
 
@@ -48,15 +51,9 @@ def _sandbox(tmp_path: Path, name: str = "sandbox") -> Path:
 
 def _read_as_guest(directory: Path) -> dict[str, str]:
     """Each text by its path, read as the guest's library does."""
-    manifest = json.loads((directory / "manifest.json").read_bytes())
-    blob = (directory / "blob").read_bytes()
-    assert len(blob) == manifest["blob_bytes"]
-    texts: dict[str, str] = {}
-    for path, offset, length_bytes, chars, _width in manifest["entries"]:
-        text = blob[offset : offset + length_bytes].decode()
-        assert len(text) == chars
-        texts[path] = text
-    return texts
+    context = open_context(directory, 1_000_000_000).value
+    texts = dict(context) if isinstance(context, FileMap) else {"": context}
+    return {path: str(text) for path, text in texts.items()}
 
 
 def _guest_view(store: ContextStore, context: StagedContext, tmp_path: Path) -> dict[str, str]:
@@ -159,7 +156,7 @@ def test_tenants_share_no_file_and_no_tenant_is_part_of_a_path(store: ContextSto
     store.stage_text(ALICE, b"same")
     store.stage_text(BOB, b"same")
 
-    assert _stored(root) == ["b", "b", "m", "m"]
+    assert _stored(root) == ["b", "b", "l", "l", "m", "m"]
     tenants = [path.name for path in root.iterdir()]
     assert len(tenants) == 2
     assert all(len(name) == 32 and name.isalnum() for name in tenants)
@@ -168,17 +165,16 @@ def test_tenants_share_no_file_and_no_tenant_is_part_of_a_path(store: ContextSto
 # --- Linking into a sandbox --------------------------------------------------------------------------------
 
 
-def test_a_sandbox_gets_two_links_and_no_copy(store: ContextStore, root: Path, tmp_path: Path) -> None:
+def test_a_sandbox_gets_links_and_no_copy(store: ContextStore, root: Path, tmp_path: Path) -> None:
     context = store.stage_text(ALICE, b"text")
     directory = _sandbox(tmp_path)
 
     store.link_into(context, directory)
 
-    assert sorted(os.listdir(directory)) == ["blob", "manifest.json"]
+    assert sorted(os.listdir(directory)) == ["blob", "landmarks", "manifest"]
     (blob,) = root.rglob("b-*")
     assert (directory / "blob").samefile(blob)
-    assert (directory / "blob").stat().st_mode & 0o777 == 0o444
-    assert (directory / "manifest.json").stat().st_mode & 0o777 == 0o444
+    assert {(directory / name).stat().st_mode & 0o777 for name in os.listdir(directory)} == {0o444}
 
 
 def test_linking_twice_leaves_no_stray_names(store: ContextStore, tmp_path: Path) -> None:
@@ -187,14 +183,14 @@ def test_linking_twice_leaves_no_stray_names(store: ContextStore, tmp_path: Path
 
     store.link_into(first, directory)
     store.link_into(first, directory)
-    assert sorted(os.listdir(directory)) == ["blob", "manifest.json"]
+    assert sorted(os.listdir(directory)) == ["blob", "landmarks", "manifest"]
 
     store.link_into(store.stage_text(ALICE, b"second"), directory)
-    assert sorted(os.listdir(directory)) == ["blob", "manifest.json"]
+    assert sorted(os.listdir(directory)) == ["blob", "landmarks", "manifest"]
     assert _read_as_guest(directory) == {"": "second"}
 
 
-def test_the_blob_is_there_before_the_manifest(
+def test_the_manifest_comes_last(
     store: ContextStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published: list[str] = []
@@ -208,7 +204,7 @@ def test_the_blob_is_there_before_the_manifest(
     monkeypatch.setattr(os, "rename", rename)
     store.link_into(context, _sandbox(tmp_path))
 
-    assert published == ["blob", "manifest.json"]
+    assert published == ["blob", "landmarks", "manifest"]
 
 
 def test_a_context_directory_that_is_a_link_is_refused(store: ContextStore, tmp_path: Path) -> None:
@@ -229,11 +225,11 @@ def test_the_same_content_is_stored_once_and_goes_with_its_last_reference(
 ) -> None:
     first = store.stage_text(ALICE, b"same")
     second = store.stage_text(ALICE, b"same")
-    assert _stored(root) == ["b", "m"]
+    assert _stored(root) == ["b", "l", "m"]
 
     store.release(first)
     store.release(first)
-    assert _stored(root) == ["b", "m"]
+    assert _stored(root) == ["b", "l", "m"]
 
     store.release(second)
     assert _stored(root) == []
@@ -307,20 +303,23 @@ def test_a_range_is_a_context_over_the_same_blob(store: ContextStore, root: Path
     assert _guest_view(store, child, tmp_path) == {"": "漢字 😀"}
     (entry,) = child.manifest.entries
     assert (entry.chars, entry.width, entry.measured.lines) == (4, 4, 1)
-    assert entry.sha256 == hashlib.sha256("漢字 😀".encode()).hexdigest()
-    assert _stored(root) == ["b", "m", "m"]
+    assert _stored(root) == ["b", "l", "m", "m"]
     store.release(context)
-    assert _stored(root) == ["b", "m"]
+    assert _stored(root) == ["b", "l", "m"]
     store.release(child)
     assert _stored(root) == []
 
 
-def test_a_range_and_its_copy_have_the_same_content_id(store: ContextStore) -> None:
-    context = store.stage_text(ALICE, _TEXT.encode())
+def test_the_same_range_of_the_same_text_has_the_same_content_id_and_no_other_has_it(
+    store: ContextStore,
+) -> None:
+    first, again = (store.stage_text(ALICE, _TEXT.encode()) for _ in range(2))
+    part = store.derive_range(first, "", 0, 7)
 
-    assert (
-        store.derive_range(context, "", 0, 5).content_id == store.stage_text(ALICE, b"na\xc3\xafv").content_id
-    )
+    assert part.content_id == store.derive_range(again, "", 0, 7).content_id
+    assert store.derive_range(part, "", 1, 5).content_id == store.derive_range(first, "", 1, 5).content_id
+    others = [store.derive_range(first, "", *place) for place in ((0, 6), (1, 7))]
+    assert len({part.content_id, first.content_id, *(other.content_id for other in others)}) == 4
 
 
 def test_a_range_of_one_file_is_counted_from_its_start(store: ContextStore, tmp_path: Path) -> None:
@@ -363,7 +362,9 @@ def test_a_range_is_accepted_exactly_when_its_characters_are_whole(
             store.derive_range(context, "", start, end)
     else:
         measured = store.derive_range(context, "", start, end).manifest.entries[0].measured
-        assert (measured.length_bytes, measured.chars) == (end - start, len(expected))
+        lines = expected.count("\n") + (not expected.endswith("\n"))
+        assert (measured.length_bytes, measured.chars, measured.lines) == (end - start, len(expected), lines)
+        assert measured.width == width_of(expected)
 
 
 def test_a_range_that_starts_with_a_zero_width_no_break_space_keeps_it(store: ContextStore) -> None:
@@ -379,21 +380,25 @@ def test_a_range_knows_of_replacements_in_it(store: ContextStore) -> None:
     assert store.derive_range(context, "", 5, 10).manifest.shape.replaced == 1
 
 
-def test_a_range_longer_than_a_chunk_is_counted_across_chunks(store: ContextStore) -> None:
-    text = "x" + "é" * staging.CHUNK_BYTES
-    context = store.stage_text(ALICE, text.encode())
+def test_a_long_range_is_counted_from_landmark_to_landmark(store: ContextStore) -> None:
+    text = "x" + "é\n" * staging.CHUNK_BYTES + "漢" + "x" * 1_000_000
+    raw = text.encode()
+    context = store.stage_text(ALICE, raw)
+    ends = [1, 4, 200_002, 3 * staging.CHUNK_BYTES - 2, len(raw) - 999_000, len(raw)]
 
-    assert store.derive_range(context, "", 1, 2 * staging.CHUNK_BYTES - 1).manifest.entries[0].chars == (
-        staging.CHUNK_BYTES - 1
-    )
+    for start, end in combinations(ends, 2):
+        measured = store.derive_range(context, "", start, end).manifest.entries[0].measured
+        part = raw[start:end].decode()
+        lines = part.count("\n") + (not part.endswith("\n"))
+        assert (measured.chars, measured.lines, measured.width) == (len(part), lines, width_of(part))
 
 
-def test_deriving_is_cancelled_between_chunks(store: ContextStore) -> None:
-    context = store.stage_text(ALICE, b"x" * 3 * staging.CHUNK_BYTES)
+def test_deriving_from_a_text_with_replacements_is_cancelled_between_chunks(store: ContextStore) -> None:
+    context = store.stage_text(ALICE, b"\xff" + b"x" * 3 * staging.CHUNK_BYTES)
     looks = iter([False, True])
 
     with pytest.raises(RunCancelledError):
-        store.derive_range(context, "", 1, 3 * staging.CHUNK_BYTES, cancelled=lambda: next(looks))
+        store.derive_range(context, "", 3, 3 * staging.CHUNK_BYTES, cancelled=lambda: next(looks))
 
 
 def test_some_files_are_a_context_over_the_same_blob(store: ContextStore, root: Path, tmp_path: Path) -> None:
@@ -405,7 +410,7 @@ def test_some_files_are_a_context_over_the_same_blob(store: ContextStore, root: 
     child = store.derive_paths(context, ["c", "a"])
 
     assert _guest_view(store, child, tmp_path) == {"c": "ccc", "a": "aaa"}
-    assert _stored(root) == ["b", "m", "m"]
+    assert _stored(root) == ["b", "l", "m", "m"]
     with pytest.raises(ContextInputError):
         store.derive_paths(context, ["d"])
 

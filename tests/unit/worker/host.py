@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -14,6 +13,10 @@ from typing import Any
 
 import grpc
 from rlm_proto.v1 import broker_pb2, broker_pb2_grpc, sandbox_pb2, sandbox_pb2_grpc, types_pb2
+
+from orchestrator.contexts.guest_form import encode_manifest
+from orchestrator.contexts.manifest import Kind
+from orchestrator.contexts.staging import BlobWriter
 
 ROOT = Path(__file__).parents[3]
 
@@ -250,17 +253,14 @@ async def started(
 
 
 def stage(directory: Path, context: str | dict[str, str]) -> None:
-    """Write a context the way the orchestrator does."""
-    files = {"": context} if isinstance(context, str) else context
-    entries: list[list[str | int]] = []
-    blob = b""
-    for path, text in files.items():
-        encoded = text.encode()
-        widest = max(map(ord, text), default=0)
-        width = 1 if widest < 256 else 2 if widest < 65_536 else 4
-        entries.append([path, len(blob), len(encoded), len(text), width])
-        blob += encoded
-    (directory / "blob").write_bytes(blob)
-    kind = "text" if isinstance(context, str) else "files"
-    manifest = {"version": 1, "kind": kind, "blob_bytes": len(blob), "entries": entries}
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    """Write a context the way the orchestrator does, an empty one too."""
+    kind: Kind = "text" if isinstance(context, str) else "files"
+    with BlobWriter(directory, kind) as writer:
+        for path, text in ({"": context} if isinstance(context, str) else context).items():
+            writer.begin(path)
+            writer.write(text.encode())
+            writer.end()
+        manifest = writer.seal()
+        writer.path.rename(directory / "blob")
+        (directory / "landmarks").write_bytes(writer.landmarks())
+        (directory / "manifest").write_bytes(encode_manifest(manifest))

@@ -1,17 +1,26 @@
 """The context as a cell sees it, from the files the host staged."""
 
 import asyncio
-import json
 import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rlm_proto.v1 import sandbox_pb2
 
+from orchestrator.contexts.guest_form import encode_manifest
+from orchestrator.contexts.manifest import Entry, Manifest, Measured
+from sandbox_image.worker.interpreter.catalogue import Catalogue, StagingError
 from sandbox_image.worker.interpreter.files import FileMap
-from sandbox_image.worker.interpreter.staged import StagingError, open_context
+from sandbox_image.worker.interpreter.staged import open_context
 from sandbox_image.worker.interpreter.text import TextView
 from tests.unit.worker import host
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isprintable() or text.encode("utf-8", "replace").decode() == text
 
 
 @pytest.mark.parametrize("text", ["", "plain", "é\r\n", "漢", "\U0001f600" * 100])
@@ -64,13 +73,51 @@ def test_a_text_of_the_context_is_known_by_identity_while_it_is_kept(tmp_path: P
     assert context.path_of(text) is None
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"kind": "other"}])
-def test_what_this_image_does_not_understand_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+@pytest.mark.parametrize(("at", "what"), [(0, b"{"), (7, b"\x03"), (8, b"\x02")])
+def test_a_manifest_of_another_form_version_or_kind_is_refused(tmp_path: Path, at: int, what: bytes) -> None:
     host.stage(tmp_path, "text")
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | change))
+    manifest = bytearray((tmp_path / "manifest").read_bytes())
+    manifest[at : at + 1] = what
+    (tmp_path / "manifest").chmod(0o600)
+    (tmp_path / "manifest").write_bytes(manifest)
     with pytest.raises(StagingError):
         open_context(tmp_path, 1000)
+
+
+@given(
+    paths=st.lists(st.text(min_size=1, max_size=4).filter(_is_utf8), unique=True, max_size=12),
+    asked=st.text(max_size=3),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_file_is_found_by_its_path_in_whatever_order_the_files_are(
+    paths: list[str], asked: str, order: Random
+) -> None:
+    catalogue = _catalogue(paths)
+    assert [catalogue.path(number) for number in range(len(catalogue))] == paths
+    for path in [*order.sample(paths, len(paths)), *paths, *paths[::2]]:
+        assert catalogue.find(path) == paths.index(path)
+    assert catalogue.find(asked) == (paths.index(asked) if asked in paths else None)
+
+
+def test_the_runs_of_some_files_name_them_in_their_order(tmp_path: Path) -> None:
+    host.stage(tmp_path, {f"{number}": "x" for number in range(10)})
+    context = open_context(tmp_path, 1000).value
+    assert isinstance(context, FileMap)
+    assert context.runs() == [(0, 10)]
+    assert context[3:6].runs() == [(3, 3)]
+    assert context[6:3].runs() == []
+    assert context[::-4].runs() == [(9, 1), (5, 1), (1, 1)]
+    assert context.subset(["7", "8", "1", "2", "3", "9"]).runs() == [(7, 2), (1, 3), (9, 1)]
+    part = context.subset(["7", "1"])
+    assert list(part) == ["7", "1"]
+    assert "2" not in part
+    with pytest.raises(KeyError):
+        _ = part["2"]
+
+
+def _catalogue(paths: list[str]) -> Catalogue:
+    entries = tuple(Entry(path, 0, Measured(0, 0, 0, 1, 0, "")) for path in paths)
+    return Catalogue(memoryview(encode_manifest(Manifest("files", entries, 0, ""))))
 
 
 async def test_a_large_text_in_a_cell() -> None:

@@ -1,7 +1,6 @@
 """TextView answers as `str` does, on the same text."""
 
 import itertools
-import mmap
 import re
 from collections.abc import Iterator
 from unittest.mock import patch
@@ -10,21 +9,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sandbox_image.worker.interpreter import text_bytes, text_index, text_search
-from sandbox_image.worker.interpreter.stretch import Place, Stretch
+from sandbox_image.worker.interpreter import text_bytes, text_search
 from sandbox_image.worker.interpreter.text import TextView
+from tests.unit.worker.views import view_of
 
-# Few, so that they meet at the borders of blocks: all widths, all line ends, what only `str` calls space.
+# Few, so that they meet at the borders of pieces: all widths, all line ends, what only `str` calls space.
 ALPHABET = "ab \n\r\t.\x1c\x85é\u2028ßΩ漢\U0001f600\U0010fffd"
 TEXTS = st.text(ALPHABET, max_size=60) | st.text(max_size=30)
 ANY_BOUND = st.none() | st.integers(-70, 70)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def tiny_blocks() -> Iterator[None]:
-    """Blocks, pieces and windows of a few bytes, so that short texts have many of them."""
+def tiny_pieces() -> Iterator[None]:
+    """Pieces and windows of a few bytes, so that short texts have many of them."""
     with (
-        patch.object(text_index, "BLOCK_BYTES", 7),
         patch.object(text_bytes, "PIECE_BYTES", 5),
         patch("sandbox_image.worker.interpreter.stretch.PIECE_BYTES", 5),
         patch.object(text_search, "PIECE_BYTES", 5),
@@ -33,15 +31,6 @@ def tiny_blocks() -> Iterator[None]:
         patch.object(text_search, "BEHIND_BYTES", 8),
     ):
         yield
-
-
-def view_of(text: str, max_str_bytes: int = 10_000) -> TextView:
-    encoded = text.encode()
-    # In the middle of a file, as the texts of a FileMap are.
-    mapped = mmap.mmap(-1, len(encoded) + 6)
-    mapped.write("é..".encode() + encoded)
-    width = 1 if text.isascii() else 4
-    return TextView(Stretch(mapped, Place("", 0, 4), len(encoded), len(text), width), max_str_bytes)
 
 
 def valid(text: str) -> str:
