@@ -15,7 +15,12 @@ from rlm_proto.v1 import broker_pb2 as pb
 from rlm_proto.v1 import broker_pb2_grpc, sandbox_pb2, sandbox_pb2_grpc
 
 from orchestrator.abuse import Offence
-from orchestrator.limits import MAX_CALLS_ON_SOCKET, MAX_MALFORMED, MAX_UPLOAD_PART_BYTES
+from orchestrator.limits import (
+    MAX_CALLS_ON_SOCKET,
+    MAX_MALFORMED,
+    MAX_UPLOAD_PART_BYTES,
+    REQUESTS_RECEIVED_AT_ONCE,
+)
 from orchestrator.rpc import gate as gate_module
 from orchestrator.rpc.gate import Gate
 from orchestrator.rpc.guest_server import GatedServices, guest_server
@@ -138,7 +143,7 @@ async def test_honest_calls_of_every_kind_pass_uncounted(served: Served) -> None
 
 @pytest.mark.case("G10", "G11")
 async def test_only_the_guests_own_methods_are_there() -> None:
-    """The golden list: a method that is added here has to be added there, by somebody who has thought of it."""
+    """The golden list. Whoever adds a method adds it here too, and has thought of who may call it."""
     registered: list[str] = []
 
     class Watching:
@@ -197,27 +202,20 @@ async def test_what_is_not_there_is_unimplemented_and_counted(served: Served, me
         b"\x0a\x05abc",
         b"\x0b" * 10_000,
         b"\x0a\x00" * 3_000_000,
-        b"\x0a\x02\xff\xfe",
         b"\x12\x80",
     ],
-    ids=["junk", "cut", "groups", "fields", "not UTF-8", "no end"],
+    ids=["junk", "cut", "groups", "fields", "no end"],
 )
 async def test_junk_reaches_no_service_and_is_told_nothing_of_us(
     served: Served, method: str, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    try:
-        await served.raw(method, data)
-    except grpc.aio.AioRpcError as error:
-        assert error.code() is Code.INVALID_ARGUMENT
-        details = str(error.details())
-        assert len(details) < 100
-        assert not any(word in details.lower() for word in ("traceback", "/", "exception", "error parsing"))
-        assert served.counts() == {Offence.MALFORMED: 1}
-    else:
-        # Bytes in a `bytes` field are anybody's; in that case they arrived as such.
-        assert data == b"\x0a\x02\xff\xfe"
-        assert method in {"UploadContext", "GetBudget"}
-    assert [one for one in served.service.seen if one] == []
+    error = await failure(served.raw(method, data))
+    assert error.code() is Code.INVALID_ARGUMENT
+    details = str(error.details())
+    assert len(details) < 100
+    assert not any(word in details.lower() for word in ("traceback", "/", "exception", "error parsing"))
+    assert served.counts() == {Offence.MALFORMED: 1}
+    assert served.service.seen == []
     assert caplog.records == []
     assert (await served.broker.GetBudget(pb.GetBudgetRequest())).levels_below == 1
 
@@ -326,7 +324,8 @@ async def test_more_than_a_guest_may_hold_stays_in_the_guest(
         for number in range(10)
     ]
     await asyncio.sleep(0.5)
-    assert len(served.service.seen) == 3
+    # Those that were being received already may come on top.
+    assert 3 <= len(served.service.seen) < 3 + REQUESTS_RECEIVED_AT_ONCE
     # What is short is served nevertheless.
     assert (await served.broker.GetBudget(pb.GetBudgetRequest())).levels_below == 1
     served.service.go_on.set()
@@ -355,12 +354,14 @@ async def test_a_server_without_a_run_has_a_gate_too() -> None:
     attached = Attached()
     services = (lambda server: sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(attached, server),)
     with tempfile.TemporaryDirectory(prefix="rlm") as directory:
-        async with guest_server(Path(directory), services, group_id=None) as path:
-            async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-                call: Any = channel.stream_stream("/rlm_proto.v1.SandboxService/Attach")
-                stream = call()
-                await stream.write(b"\xff")
-                assert await stream.code() is Code.INVALID_ARGUMENT
+        async with (
+            guest_server(Path(directory), services, group_id=None) as path,
+            grpc.aio.insecure_channel(f"unix:{path}") as channel,
+        ):
+            call: Any = channel.stream_stream("/rlm_proto.v1.SandboxService/Attach")
+            stream = call()
+            await stream.write(b"\xff")
+            assert await stream.code() is Code.INVALID_ARGUMENT
 
 
 async def asyncio_never() -> AsyncIterator[pb.UploadContextRequest]:

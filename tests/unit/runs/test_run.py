@@ -490,7 +490,7 @@ async def test_a_child_run_that_floods_takes_no_other_run_with_it(make_tree: Mak
         if code == "flood":
             flood(guests, Offence.UNKNOWN_METHOD)
             await asyncio.Event().wait()
-        with pytest.raises(ChildRunFailedError, match="abuse.*unknown methods"):
+        with pytest.raises(ChildRunFailedError, match=r"abuse.*unknown methods"):
             await guests.sub_calls[0].child_run("c1", b"who?", InlineText(b"text"), max_tokens=None)
         return CellResult(outcome=CellOutcome.OK, answer="still here")
 

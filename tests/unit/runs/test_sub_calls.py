@@ -1,11 +1,11 @@
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable
 from typing import TypeVar
 
 import pytest
 
+from orchestrator.abuse import Offence
 from orchestrator.budget import Amounts
 from orchestrator.cells import CellClock
 from orchestrator.conversation import Reply, StopReason, Told
@@ -27,10 +27,11 @@ from orchestrator.limits import MAX_INLINE_CONTEXT_BYTES, MAX_PROMPT_BYTES, RunL
 from orchestrator.models import retry
 from orchestrator.models.port import ModelRequest
 from orchestrator.runs import child_context
-from orchestrator.runs.child_context import ContextChoice, InlineText, OwnPaths, OwnRange, Uploaded
+from orchestrator.runs import sub_calls as sub_calls_module
+from orchestrator.runs.child_context import ContextChoice, InlineText, OwnFiles, OwnPaths, OwnRange, Uploaded
 from orchestrator.runs.sub_calls import SubAnswer, SubCalls
 from orchestrator.runs.tree import RunResult, RunSpec, RunTree
-from orchestrator.trajectory import SubCallEnded, SubCallStarted
+from orchestrator.trajectory import INLINE_BYTES, Blob, SubCallEnded, SubCallStarted
 from orchestrator.turn import Outcome
 from tests.fakes.model import FakeModel, after, says, when
 from tests.fakes.tree import FakeTree
@@ -493,6 +494,8 @@ async def test_at_the_depth_limit_there_are_no_child_runs(make_tree: MakeTree) -
         ({"context": OwnRange("no such", 0, 1)}, ContextInputError),
         ({"context": OwnPaths(())}, InvalidRequestError),
         ({"context": OwnPaths(("a",))}, ContextInputError),
+        ({"context": OwnFiles(())}, InvalidRequestError),
+        ({"context": OwnFiles(((0, 1),))}, ContextInputError),
         ({"context": Uploaded("u1")}, InvalidRequestError),
         ({"call_id": ""}, InvalidRequestError),
     ],
@@ -511,7 +514,8 @@ async def test_a_child_sees_the_part_of_its_parents_context_that_was_named(make_
     with run.cell():
         await run.child(context=OwnRange("", 4, 9))
     (spec,) = run.children.specs
-    assert spec.context.manifest.entries[0].sha256 == hashlib.sha256(b"whole").hexdigest()
+    (entry,) = spec.context.manifest.entries
+    assert spec.context.files.blob.read_bytes()[entry.offset : entry.offset + entry.length_bytes] == b"whole"
 
 
 async def test_what_was_uploaded_can_be_a_childs_context_until_the_run_ends(make_tree: MakeTree) -> None:
@@ -637,3 +641,152 @@ async def test_identical_calls_whose_cell_ends_at_any_point_ask_nothing_afterwar
     await asyncio.gather(blocker, *calls, return_exceptions=True)
     assert len(model.asked) == asked
     await run.calls.aclose(grace_s=1)
+
+
+# --- What costs nothing -----------------------------------------------------------------------------------
+
+POOR = RunLimits(max_tokens=100)
+
+
+async def test_of_a_refused_call_the_record_keeps_head_size_and_hash_and_nothing_else_is_kept(
+    make_tree: MakeTree,
+) -> None:
+    run = Run(make_tree(FakeModel(), limits=POOR))
+    prompt = b"x" * 2_000_000
+    with run.cell():
+        for number in range(3):
+            with pytest.raises(BudgetExceededError):
+                await run.complete(f"c{number}", prompt)
+        await settle()
+        assert run.calls._executing().calls == {}, "a traceback would hold on to the prompt"
+    assert run.calls._recorder._blobs == []
+    for started in run.started():
+        assert isinstance(started.prompt, Blob)
+        assert len(started.prompt.head) == INLINE_BYTES
+        assert started.prompt.length_bytes == len(prompt)
+        assert await run.tree.store.blob(started.prompt.sha256) is None
+    assert [one.error_kind for one in run.ended()] == ["BudgetExceededError"] * 3
+
+
+async def test_of_an_answered_call_the_record_keeps_the_whole_prompt(make_tree: MakeTree) -> None:
+    run = Run(make_tree(answering()))
+    prompt = "ä€".encode() * 200_000
+    with run.cell():
+        await run.complete(prompt=prompt)
+    (started,) = run.started()
+    assert isinstance(started.prompt, Blob)
+    assert await run.tree.store.blob(started.prompt.sha256) == prompt
+
+
+async def test_a_call_that_its_provider_refused_unbilled_keeps_no_prompt_and_one_that_may_be_billed_does(
+    make_tree: MakeTree,
+) -> None:
+    free = ModelError("bad request", billing=Billing.NOTHING, retryable=False)
+    dear = ModelError("broken", billing=Billing.UNKNOWN, retryable=False)
+    run = Run(make_tree(FakeModel(free, dear)))
+    with run.cell():
+        for number in range(2):
+            with pytest.raises(ModelError):
+                await run.complete(f"c{number}", b"%d" % number + b"x" * 10_000)
+    kept = [
+        await run.tree.store.blob(started.prompt.sha256) is not None
+        for started in run.started()
+        if isinstance(started.prompt, Blob)
+    ]
+    assert kept == [False, True]
+
+
+async def test_a_refused_call_that_is_repeated_is_decided_anew(make_tree: MakeTree) -> None:
+    model = answering()
+    run = Run(make_tree(model, limits=RunLimits(max_calls=1)))
+    with run.cell():
+        await run.complete("c1")
+        for _ in range(2):
+            with pytest.raises(BudgetExceededError):
+                await run.complete("c2", b"another")
+    assert len(model.asked) == 1
+    assert len({one.call for one in run.started()}) == 3
+
+
+async def test_after_many_refusals_further_ones_are_counted_and_not_recorded(
+    make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sub_calls_module, "RECORDED_REFUSALS", 5)
+    run = Run(make_tree(answering(), limits=RunLimits(max_tokens=5_000, max_child_runs=0)))
+    with run.cell():
+        for number in range(10):
+            with pytest.raises(BudgetExceededError, match="too low"):
+                await run.complete(f"c{number}", b"x" * 10_000)
+            with pytest.raises(BudgetExceededError, match="too low"):
+                await run.child(f"d{number}")
+        # What can still be paid for is served and recorded as ever.
+        assert (await run.complete("small")).text == "yes"
+    assert len(run.started()) == len(run.ended()) == 5 + 1
+    assert run.calls.unrecorded_refusals == 15
+
+
+async def test_a_refusal_counts_and_a_guest_that_hangs_up_before_it_cost_anything_does_too(
+    make_tree: MakeTree,
+) -> None:
+    run = Run(make_tree(FakeModel(when(asyncio.Event(), says("never"))), limits=RunLimits(max_concurrency=1)))
+    with run.cell():
+        paid = begin(run.complete("c1"))
+        await settle()
+        waiting = [begin(run.complete(f"w{n}")) for n in range(5)]
+        await settle()
+        for call in (paid, *waiting):
+            call.cancel()
+        await asyncio.gather(paid, *waiting, return_exceptions=True)
+        await run.calls.refused()
+    assert run.calls.gate.conduct.counts == {Offence.HUNG_UP: 5, Offence.REFUSED: 1}
+    await run.calls.aclose(grace_s=0.01)
+
+
+async def test_an_answer_is_free_once_more_and_so_it_is_paced(
+    make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(make_tree(answering()))
+    waits: list[bool] = []
+    with run.cell() as cell:
+        await run.complete()
+
+        async def pace() -> None:
+            waits.append(cell.clock.waiting)
+
+        monkeypatch.setattr(run.calls.gate, "pace", pace)
+        assert await run.complete() == SubAnswer("yes")
+        await run.calls.pace()
+        assert not cell.clock.waiting
+    assert waits == [True, True], "the cell's clock stands still meanwhile"
+
+
+async def test_a_prompt_that_replacing_makes_longer_than_allowed_is_refused(make_tree: MakeTree) -> None:
+    run = Run(make_tree(FakeModel()))
+    with run.cell(), pytest.raises(InvalidRequestError, match="as UTF-8"):
+        await run.complete(prompt=b"\xff" * (MAX_PROMPT_BYTES // 2))
+    assert run.tree.seen == []
+
+
+async def test_a_long_prompt_is_read_as_a_short_one_is_wherever_it_is_cut(
+    make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = "a€\U0001f600".encode() * 20_000 + b"\xe2\x82"
+    monkeypatch.setattr(sub_calls_module, "_READ_AT_ONCE_BYTES", 1_001)
+    model = answering()
+    run = Run(make_tree(model))
+    with run.cell():
+        await run.complete(prompt=prompt)
+    assert model.asked[0].conversation == (Told(prompt.decode("utf-8", "replace"), 0),)
+
+
+async def test_a_call_whose_long_prompt_was_read_when_its_cell_had_ended_is_not_begun(
+    make_tree: MakeTree,
+) -> None:
+    model = FakeModel()
+    run = Run(make_tree(model))
+    with run.cell():
+        call = begin(run.complete(prompt=b"x" * 2_000_000))
+        await asyncio.sleep(0)
+    with pytest.raises(RunCancelledError):
+        await call
+    assert (model.asked, run.tree.seen) == ([], [])
