@@ -105,7 +105,7 @@ async def _collect(
                 release=platform.release(),
                 namespaces=read_namespaces("self"),
                 uid=os.geteuid(),
-                resources=resources(settings.sandbox),
+                resources=resources(settings.sandbox, runtime),
                 inspected=inspected,
                 sandbox=process,
                 arrived=listeners.arrived(),

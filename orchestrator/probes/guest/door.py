@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -88,29 +87,14 @@ def apart(what: Callable[[], str]) -> str:
         finally:
             os._exit(0)
     os.close(writer)
-    os.set_blocking(reader, False)
-    status = _reap(child)
-    try:
-        said = os.read(reader, 100)
-    except BlockingIOError:
-        said = b""
+    said = os.read(reader, 100)
     os.close(reader)
+    status = os.waitpid(child, 0)[1]
     if said:
         return said.partition(b".")[0].decode()
     if os.WIFSIGNALED(status):
         return signal.Signals(os.WTERMSIG(status)).name
     return OPEN  # it ended without a word, as `exit` does
-
-
-def _reap(child: int) -> int:
-    give_up_s = time.monotonic() + 3 * _TRY_S
-    while time.monotonic() < give_up_s:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return status
-        time.sleep(0.0005)
-    os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
 
 
 @contextmanager
