@@ -46,7 +46,7 @@ class SandboxSettings:
     cpus: float = 1.0
     """Of one processor."""
     pids: int = 256
-    """Processes and threads. gVisor counts its own threads too, hence not less."""
+    """Processes and threads. With gVisor its own are counted too, and the limit is higher (`machine`)."""
     tmp_mib: int = 128
     """The guest's /tmp, in memory and counted against `memory_mib`."""
     shm_mib: int = 16

@@ -17,6 +17,7 @@ from docker import APIClient, DockerClient
 import orchestrator
 from orchestrator.config import Settings
 from orchestrator.limits import RunLimits
+from orchestrator.machine import resources
 from orchestrator.sandbox.port import SandboxSpec
 from tests.e2e.playing import Player
 from tests.security.controls.weakened import host, weakened
@@ -56,6 +57,9 @@ async def test_the_engine_describes_the_golden_container_and_nothing_more(
     assert set(GOLDEN["Env"]) <= set(seen.pop("Env"))
     assert GOLDEN["Labels"].items() <= seen.pop("Labels").items()
     wanted = {name: value for name, value in GOLDEN.items() if name not in {"Env", "Labels"}}
+    # gVisor's own threads are counted, too.
+    assert seen["HostConfig"]["PidsLimit"] == resources(settings.sandbox, runtime).pids
+    seen["HostConfig"]["PidsLimit"] = wanted["HostConfig"]["PidsLimit"]
     extra = {
         name: seen["HostConfig"].pop(name) for name in seen["HostConfig"].keys() - wanted["HostConfig"].keys()
     }

@@ -4,7 +4,8 @@ Beside an attacked sandbox another one runs cells all along, and must get them r
 where ways to end are told apart. What differs between the runtimes, seen here:
 
 * runc refuses the process or thread past the limit (EAGAIN). gVisor has threads of its own for the guest's,
-  counts them all together, and where the host refuses it one it ends: the sandbox is lost, and only that.
+  the host counts them all together, and where it refuses one, or their memory, gVisor ends: the sandbox is
+  lost, and only that. So its limit is a higher one (`machine.resources`).
 * gVisor takes a signal to PID 1 from inside like any other: a cell can end its worker. With runc it can't.
 """
 
@@ -27,6 +28,7 @@ from orchestrator.limits import (
     OUTPUT_HEAD_BYTES,
     OUTPUT_TAIL_BYTES,
 )
+from orchestrator.machine import resources
 from orchestrator.models.scripted import Wait
 from orchestrator.sandbox import session
 from orchestrator.trajectory import CallSettled, SubCallStarted
@@ -113,7 +115,7 @@ print(threads, why)
 
 @pytest.mark.case("E01")
 async def test_e01_a_storm_of_processes_ends_at_the_limit_and_goes_with_its_sandbox(house: House) -> None:
-    limit = house.settings.sandbox.pids
+    limit = resources(house.settings.sandbox, house.runtime).pids
     async with beside_a_neighbour(house) as victim:
         pids = victim.host_pids()
         result = await victim.cell(FORKS)
@@ -135,7 +137,7 @@ async def test_e01_a_storm_of_processes_ends_at_the_limit_and_goes_with_its_sand
 
 @pytest.mark.case("E02")
 async def test_e02_a_storm_of_threads_ends_at_the_limit(house: House) -> None:
-    limit = house.settings.sandbox.pids
+    limit = resources(house.settings.sandbox, house.runtime).pids
     async with beside_a_neighbour(house) as victim:
         result = await victim.cell(THREADS)
         assert result.outcome is CellOutcome.OK
