@@ -17,12 +17,24 @@ from orchestrator.models.price_file import PriceList
 from orchestrator.models.provider.connection import connect
 from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.models.scripted import ScriptedClient, load_script
+from orchestrator.pricing import ModelCard
 from orchestrator.shielding import run_shielded
 
 _CONNECT_S = 5.0
 _PROVIDER = ""
 """What stands for the provider where a scripted model has its own name: all its models share one client, and
 so one circuit breaker."""
+
+
+def chosen(wanted: Wanted, settings: Settings) -> dict[str, ModelCard]:
+    """What is known of the models of a run tree, by name, role and alias. Nothing is connected to.
+
+    Raises:
+        ModelNotAllowedError: The settings don't allow a model, or nothing says what it costs.
+        InvalidRequestError: A price file that does not load, or a name that cannot be one.
+    """
+    prices = price_file.read(settings.prices_file) if settings.prices_file else PriceList()
+    return choose(wanted, Policy(prices=prices, allowed=settings.models_allowed))
 
 
 @asynccontextmanager
@@ -44,8 +56,7 @@ async def open_models(
         MachineError: The platform's own library is not installed, or the provider process does not work.
         ProviderUnreachableError: Nothing answers at the address.
     """
-    prices = price_file.read(settings.prices_file) if settings.prices_file else PriceList()
-    cards = choose(wanted, Policy(prices=prices, allowed=settings.models_allowed))
+    cards = chosen(wanted, settings)
     clients: dict[str, ModelClient] = {}
     try:
         for served_by in {_served_by(card.name) for card in cards.values()}:

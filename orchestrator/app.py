@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
-from orchestrator.access import open_models
+from orchestrator.access import chosen, open_models
 from orchestrator.broker.service import serve_broker
 from orchestrator.budget import UNLIMITED, Amounts
 from orchestrator.config import Settings
@@ -135,6 +135,9 @@ async def run(
         raise InvalidRequestError("the question is empty")
     started_s = time.monotonic()
     tally = Tally()
+    wanted = _wanted(options)
+    # A model that may not be used is the caller's mistake, and is said before anything is opened.
+    chosen(wanted, settings)
     runtime = runtime_for(LOCAL_TENANT, options.runtime, held_to_gvisor=settings.runsc_tenants)
     async with open_workplace(settings) as workplace:
         say("staging the context")
@@ -143,8 +146,9 @@ async def run(
             for note in context.notes:
                 say(note)
             async with (
-                open_models(_wanted(options), settings, provider) as models,
+                # The engine first: the provider process imports its library meanwhile.
                 open_machine(settings, workplace, runtime=runtime) as machine,
+                open_models(wanted, settings, provider) as models,
             ):
                 for warning in _warnings(machine, settings):
                     say(warning)

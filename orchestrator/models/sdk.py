@@ -8,9 +8,8 @@ Importing this module costs what importing the SDK costs: a second and 75 MB. Th
   a slow provider.
 - Nothing is taken from the environment: not keys, not addresses, not ANTHROPIC_CUSTOM_HEADERS, not proxies.
   A proxy must be named, since it sees prompts. SSL_CERT_FILE and SSL_CERT_DIR count: they name whom to trust,
-  not whom to send to. Redirects are not followed. (ANTHROPIC_LOG, the SDK's own switch for logging requests,
-  works as ever.) One exception: without a token or keys, Amazon's and Google's own libraries look for
-  credentials, and they do so everywhere.
+  not whom to send to. Redirects are not followed. One exception: without a token or keys, Amazon's and
+  Google's own libraries look for credentials, and they do so everywhere.
 - Headers are cleaned when a request is built, so before it is signed.
 """
 

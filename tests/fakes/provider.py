@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self, cast
 
-from orchestrator.models.platforms import Platform
+from orchestrator.models.platforms import ANTHROPIC_URL, Platform
 from orchestrator.models.provider.client import ProviderClient
 from orchestrator.models.provider.connection import connect
 from orchestrator.models.provider.launch import ProviderProcess
@@ -35,17 +35,31 @@ class _SameProcess:
 
 
 @asynccontextmanager
-async def provider_in_this_process(url: str, **credentials: str) -> AsyncIterator[ProviderClient]:
-    """A client and, over a real channel, what serves it: as in two processes, without the second's start."""
+async def served_here(url: str, **credentials: str) -> AsyncIterator[ProviderProcess]:
+    """As if a provider process had been started: served by a task, over a real channel.
+
+    Without the second that another process takes to start. By default it has the key.
+    """
     ours, theirs = socket.socketpair()
-    serving = asyncio.create_task(serve(theirs, lambda: credentials or {"ANTHROPIC_API_KEY": KEY}))
-    connection = await connect(cast(ProviderProcess, _SameProcess(url, ours)))
+    given = credentials or {"ANTHROPIC_API_KEY": KEY}
+    serving = asyncio.create_task(serve(theirs, lambda: given))
     try:
-        yield connection.client
+        yield cast(ProviderProcess, _SameProcess(url or ANTHROPIC_URL, ours))
     finally:
-        await connection.client.aclose()
-        # It ends by itself, as the process would.
+        # Unless it was connected to and so ends by itself, as the process would.
+        ours.close()
         await serving
+
+
+@asynccontextmanager
+async def provider_in_this_process(url: str, **credentials: str) -> AsyncIterator[ProviderClient]:
+    """A client of `served_here`."""
+    async with served_here(url, **credentials) as process:
+        connection = await connect(process)
+        try:
+            yield connection.client
+        finally:
+            await connection.client.aclose()
 
 
 class NoProcess:

@@ -1,9 +1,10 @@
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from orchestrator import access
 from orchestrator.access import open_models
@@ -19,7 +20,7 @@ from orchestrator.models.choice import HandPrice, Wanted
 from orchestrator.models.platforms import Foundry
 from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.models.scripted import ScriptedClient
-from tests.fakes.provider import provider_at
+from tests.fakes.provider import provider_at, served_here
 
 SONNET, HAIKU, OPUS = "claude-sonnet-5-5", "claude-haiku-5-5", "claude-opus-5-5"
 SETTINGS = Settings(state_dir=Path("/nowhere"))
@@ -38,10 +39,10 @@ def wanted(root: str = SONNET, sub: str = HAIKU, *allow: str, by_hand: HandPrice
     return Wanted(roles={"root": root, "sub": sub}, allow=allow, by_hand=by_hand)
 
 
-@pytest.fixture
-def provider() -> Iterator[ProviderProcess]:
+@pytest_asyncio.fixture
+async def provider() -> AsyncIterator[ProviderProcess]:
     """Of Anthropic, with a key; nothing is ever sent."""
-    with provider_at("") as process:
+    async with served_here("") as process:
         yield process
 
 
@@ -60,10 +61,9 @@ async def test_a_scripted_root_can_have_sub_calls_elsewhere(tmp_path: Path) -> N
     script.write_text("def run(question, depth):\n    yield ''\n    return ''\n")
     free = HandPrice(input_usd=Decimal(0), output_usd=Decimal(0))
     choice = wanted(f"scripted:{script}", "local", by_hand=free)
-    with provider_at(NOWHERE, key="") as provider:
-        async with open_models(choice, SETTINGS, provider) as models:
-            assert isinstance(models["root"].client, ScriptedClient)
-            assert isinstance(models["sub"].client, GuardedClient)
+    async with served_here(NOWHERE) as provider, open_models(choice, SETTINGS, provider) as models:
+        assert isinstance(models["root"].client, ScriptedClient)
+        assert isinstance(models["sub"].client, GuardedClient)
 
 
 @pytest.mark.usefixtures("reachable")
@@ -88,12 +88,10 @@ async def test_anthropics_own_address_needs_a_key_and_a_server_of_ones_own_an_an
     with pytest.raises(KeyMissingError, match="set ANTHROPIC_API_KEY"), provider_at("", key="") as provider:
         async with open_models(wanted(), SETTINGS, provider):
             pass
-    with (
-        pytest.raises(ProviderUnreachableError, match=r"nothing answers at http://127\.0\.0\.1:1"),
-        provider_at(NOWHERE, key="") as provider,
-    ):
-        async with open_models(wanted(), SETTINGS, provider):
-            pass
+    async with served_here(NOWHERE) as provider:
+        with pytest.raises(ProviderUnreachableError, match=r"nothing answers at http://127\.0\.0\.1:1"):
+            async with open_models(wanted(), SETTINGS, provider):
+                pass
 
 
 async def test_a_platform_without_its_key_is_refused_before_anything_is_sent() -> None:

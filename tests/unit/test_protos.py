@@ -64,6 +64,7 @@ def test_no_guest_message_takes_anything_of_any_type(method: Any) -> None:
             assert not field.message_type.GetOptions().map_entry, field.full_name
 
 
+@pytest.mark.case("D07")
 def test_what_a_sub_call_can_say_is_exactly_this() -> None:
     """A new field here is a decision about isolation, not an addition."""
     assert {field.name for field in broker_pb2.CompleteRequest.DESCRIPTOR.fields} == {

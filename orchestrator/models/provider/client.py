@@ -34,8 +34,7 @@ class ProviderClient:
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Completion | ModelError]] = {}
         self._in_flight = InFlight()
-        self._lost: ModelError | None = None
-        """Why there can be no more calls, once that is so."""
+        self._is_gone = False
         self._replies = asyncio.create_task(self._read_replies())
 
     async def complete(self, request: ModelRequest) -> Completion:
@@ -57,8 +56,8 @@ class ProviderClient:
             await self._writer.wait_closed()
 
     async def _ask(self, request: ModelRequest) -> Completion | ModelError:
-        if self._lost is not None:
-            return ModelError(str(self._lost), billing=Billing.NOTHING, retryable=False)
+        if self._is_gone:
+            return ModelError(_GONE, billing=Billing.NOTHING, retryable=False)
         call_id = next(self._ids)
         answer: asyncio.Future[Completion | ModelError] = asyncio.get_running_loop().create_future()
         self._waiting[call_id] = answer
@@ -80,23 +79,17 @@ class ProviderClient:
 
     async def _read_replies(self) -> None:
         """Until the channel ends, in whatever way."""
-        lost = ModelError(_GONE, billing=Billing.UNKNOWN, retryable=False)
         try:
             while (payload := await frames.receive(self._reader)) is not None:
-                told = pb.FromProvider.FromString(payload)
-                if told.HasField("refused"):
-                    # After all: nothing has been sent, or ever will be.
-                    lost = ModelError(told.refused.message, billing=Billing.NOTHING, retryable=False)
-                    break
-                self._settle(told)
+                self._settle(pb.FromProvider.FromString(payload))
         # What the other side sent makes no sense, or it is gone: either way nobody will be answered.
         except (OSError, ValueError, DecodeError):
             pass
         finally:
-            self._lost = lost
+            self._is_gone = True
             for answer in self._waiting.values():
                 if not answer.done():
-                    answer.set_result(lost)
+                    answer.set_result(ModelError(_GONE, billing=Billing.UNKNOWN, retryable=False))
             self._writer.transport.abort()
 
     def _settle(self, told: pb.FromProvider) -> None:

@@ -13,8 +13,9 @@ from orchestrator.models.provider import frames, wire
 from orchestrator.models.provider.client import ProviderClient
 from orchestrator.models.provider.launch import ProviderProcess
 
-_OPEN_S = 30.0
-"""To the first word of a process that may have been started just now, on a machine that is very busy."""
+_OPEN_S = 60.0
+"""To the first word of a process that may have been started just now, on a machine that is very busy: it has
+imported the provider's library then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class Connection:
 
 
 async def connect(process: ProviderProcess) -> Connection:
-    """Tell the process where calls go. Once for each process; closing the client closes the channel.
+    """Tell the process where calls go, and wait until it can make them. Once for each process; closing the
+    client closes the channel.
 
     Raises:
         KeyMissingError: A credential is missing, or can't be one.

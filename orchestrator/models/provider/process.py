@@ -66,7 +66,6 @@ async def _serve(
     except OrchestratorError as error:
         await frames.send(writer, wire.refused(error))
         return
-    await frames.send(writer, pb.FromProvider(opened=pb.ProviderOpened(credentials=sorted(found))))
     try:
         client = _client(platform, told.base_url, found)
     except (OrchestratorError, ImportError) as error:
@@ -74,13 +73,14 @@ async def _serve(
         await frames.send(writer, wire.refused(why))
         return
     try:
+        await frames.send(writer, pb.FromProvider(opened=pb.ProviderOpened(credentials=sorted(found))))
         await _Calls(client, _Outbox(writer, credentials.remarkable(found))).serve(reader)
     finally:
         await client.aclose()
 
 
 def _client(platform: Platform | None, base_url: str, found: Credentials) -> ModelClient:
-    # Here and not above: it takes a second, and the orchestrator waits to hear whether there is a key.
+    # Here and not above: it takes a second, and whether there is a key can be said before.
     from orchestrator.models import sdk  # noqa: PLC0415
     from orchestrator.models.anthropic_client import AnthropicClient  # noqa: PLC0415
 
