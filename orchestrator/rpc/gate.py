@@ -36,6 +36,7 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _FoundHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
+_TOO_LONG = "a message is longer than its method allows"
 _FRAMING_BYTES = 4_096
 """Of a message around the bytes that its own limit is about."""
 _MAX_BYTES = {
@@ -129,7 +130,7 @@ class Gate(grpc.aio.ServerInterceptor):
                         aclosing(inner(request, context)) as parts,
                     ):
                         async for part in parts:
-                            await _write(context, part)
+                            await self._write(context, part)
 
                 return _stream_stream(answers, handler)
             case True, False:
@@ -160,7 +161,6 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             yield
         except GuestProtocolError as error:
-            self.blame(Offence.MALFORMED)
             code, detail = status.to_wire(error)
             await context.abort(code, detail.message, ((status.DETAIL_KEY, detail.SerializeToString()),))
         finally:
@@ -177,13 +177,25 @@ class Gate(grpc.aio.ServerInterceptor):
                 async with asyncio.timeout(REQUEST_ARRIVES_S):
                     data: Any = await context.read()
             except TimeoutError:
-                raise GuestProtocolError(f"no message within {REQUEST_ARRIVES_S:g} s") from None
+                raise self.malformed(f"no message within {REQUEST_ARRIVES_S:g} s") from None
             if data is grpc.aio.EOF:
                 return None
             if len(data) > max_bytes:
-                raise GuestProtocolError("a message is longer than its method allows")
+                raise self.malformed(_TOO_LONG)
             self._held_bytes += len(data)
             return bytes(data)
+
+    def malformed(self, why: str) -> GuestProtocolError:
+        """The error to raise for junk, which is counted here: a service may turn it into a status itself."""
+        self.blame(Offence.MALFORMED)
+        return GuestProtocolError(why)
+
+    async def _write(self, context: _Context, part: Any) -> None:
+        try:
+            async with asyncio.timeout(RESPONSE_TAKEN_S):
+                await context.write(part)
+        except TimeoutError:
+            raise self.malformed(f"an answer was not taken within {RESPONSE_TAKEN_S:g} s") from None
 
     @asynccontextmanager
     async def _room(self, max_bytes: int) -> AsyncIterator[None]:
@@ -247,7 +259,7 @@ class _Intake:
         """The messages of a stream that lives as long as the run, and is silent for most of it."""
         while (data := await context.read()) is not grpc.aio.EOF:
             if len(data) > self._max_bytes:
-                raise GuestProtocolError("a message is longer than its method allows")
+                raise self._gate.malformed(_TOO_LONG)
             yield self.read(data)
 
     def read(self, data: bytes) -> Any:
@@ -258,25 +270,19 @@ class _Intake:
         """
         if self._parse is None:
             return data
-        if self._shape is not None:
-            check_shape(data, self._shape)
         try:
+            if self._shape is not None:
+                check_shape(data, self._shape)
             return self._parse(data)
+        except GuestProtocolError as error:
+            raise self._gate.malformed(str(error)) from None
         except DecodeError:
-            raise GuestProtocolError("a message that is none of its method's") from None
+            raise self._gate.malformed("a message that is none of its method's") from None
 
 
 async def _turn_away(_: object, context: _Context) -> None:
     # Without a detail of ours: back-pressure of the transport, not a refusal (design, "Transport").
     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once")
-
-
-async def _write(context: _Context, part: Any) -> None:
-    try:
-        async with asyncio.timeout(RESPONSE_TAKEN_S):
-            await context.write(part)
-    except TimeoutError:
-        raise GuestProtocolError(f"an answer was not taken within {RESPONSE_TAKEN_S:g} s") from None
 
 
 def _stream_unary(behavior: Any, like: _Handler) -> _Handler:
