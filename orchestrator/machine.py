@@ -27,8 +27,8 @@ from orchestrator.shielding import run_shielded
 
 _MIB = 1024 * 1024
 _GVISORS_OWN = 8
-"""How much more the host counts of a gVisor sandbox: for each busy thread of the guest up to seven of gVisor's
-own (seen with ptrace: 64 of them were 560). Where the host refuses it one, the whole sandbox ends."""
+"""How much more the host counts of a gVisor sandbox: for each busy thread of the guest up to seven of its own
+(seen with ptrace: 64 of them were 560). Where the host refuses gVisor one, the whole sandbox ends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
