@@ -29,7 +29,6 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    subject: str
     done: asyncio.Future[Any]
     deadline: asyncio.TimerHandle | None = None
     is_overdue: bool = False
@@ -79,19 +78,25 @@ class EngineCalls:
 
     def _begin(self, subject: str, call: Callable[[], T], deadline_s: float) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
-        begun = _Call(subject, loop.create_future())
+        begun = _Call(loop.create_future())
         begun.done.add_done_callback(_heard)
         begun.deadline = loop.call_at(deadline_s, self._overdue, begun)
         self._calls[subject] = begun
 
-        def work() -> None:
-            try:
-                result, error = call(), None
-            except BaseException as raised:
-                result, error = None, raised
+        # By subject and not with `begun`, and the error under no name: its traceback has this frame, and a
+        # cycle would keep open whatever sockets the failed call left.
+        def returned(result: object, error: BaseException | None) -> None:
             # A closed loop: the process is ending and nobody waits any more.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._returned, begun, result, error)
+                loop.call_soon_threadsafe(self._returned, subject, result, error)
+
+        def work() -> None:
+            try:
+                result = call()
+            except BaseException as error:
+                returned(None, error)
+            else:
+                returned(result, None)
 
         threading.Thread(target=work, name=f"engine {subject}", daemon=True).start()
         return begun.done
@@ -100,8 +105,8 @@ class EngineCalls:
         call.is_overdue = True
         self._permits.release()
 
-    def _returned(self, call: _Call, result: object, error: BaseException | None) -> None:
-        del self._calls[call.subject]
+    def _returned(self, subject: str, result: object, error: BaseException | None) -> None:
+        call = self._calls.pop(subject)
         if call.deadline is not None:
             call.deadline.cancel()
         if not call.is_overdue:

@@ -1,25 +1,35 @@
-"""One sandbox whose engine calls hang, beside runs that must not notice.
+"""One sandbox whose engine calls hang, beside runs that must not notice; and an engine that ends.
 
-The engine is real; a proxy in front of it goes silent.
+The engines are real. A proxy in front of the shared one goes silent; one of the tests' own is stopped and
+killed.
 """
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+import gc
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from docker import DockerClient
 
+from orchestrator.cells import SandboxLoss
 from orchestrator.config import Settings
 from orchestrator.errors import EngineError
 from orchestrator.limits import RunLimits
+from orchestrator.prompts import cell_report
 from orchestrator.sandbox import docker_driver
 from orchestrator.sandbox.reaper import Reaper
+from orchestrator.trajectory import CellStarted
 from orchestrator.turn import Outcome
 from tests.containers import containers_of
 from tests.security.engine_proxy import Asked, EngineProxy, engine_proxy
 from tests.security.house import House, Story, open_house
+from tests.security.private_engine import PrivateEngine, private_engine
 
 _DEADLINE_S = 3.0
 """Of engine calls in these tests; the real ones are longer."""
@@ -170,3 +180,88 @@ async def test_a_guest_whose_container_cannot_be_removed_has_lost_its_socket_and
         await asyncio.sleep(0.1)
     assert not is_process(pid)
     await proxy_recovers(house, proxy)
+
+
+@pytest.mark.case("F06")
+@pytest.mark.parametrize("runtime", ["runc"])
+async def test_a_sandbox_that_goes_away_while_the_engine_is_silent_is_told_as_that(
+    house: House, proxy: EngineProxy
+) -> None:
+    async with house.sandbox() as inmate:
+        proxy.is_stuck = lambda _asked: True
+        ending = asyncio.create_task(inmate.cell("import time; time.sleep(60)"))
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(house.engine.api.kill, inmate.container["Id"])
+        lost = await ending
+        assert lost.loss is SandboxLoss.ENGINE_GONE
+        assert "the container engine failed" in cell_report(lost)
+    await proxy_recovers(house, proxy)
+
+
+# --- An engine that ends ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def private(engine: DockerClient, image_id: str) -> Iterator[PrivateEngine]:
+    if os.geteuid() != 0 or shutil.which("dockerd") is None:
+        pytest.skip("NOT TESTED: an engine of one's own takes root and dockerd")
+    with private_engine(engine, image_id) as started:
+        yield started
+
+
+# docker-py leaves a socket open for each connection that is refused.
+@pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.case("F09")
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("runtime", ["runc"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_an_engine_that_ends_in_the_middle_of_a_run_ends_it_cleanly_and_the_next_leaves_nothing(
+    private: PrivateEngine,
+    image_id: str,
+    runtime: str,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", private.address)
+    with tempfile.TemporaryDirectory(prefix="rlm", dir="/tmp") as state_dir:
+        settings = Settings(state_dir=Path(state_dir), image=image_id)
+        client = await asyncio.to_thread(private.up)
+        try:
+            story = Story()
+            async with open_house(settings, client, runtime) as house:
+                run = asyncio.create_task(
+                    house.cells(
+                        "kept = 1",
+                        "import time; time.sleep(3)",
+                        "FINAL(f\"{'kept' in globals()}\")",
+                        limits=RunLimits(max_depth=0),
+                        story=story,
+                    )
+                )
+                while not any(
+                    isinstance(event.payload, CellStarted) and event.payload.turn == 2
+                    for event in story.events
+                ):
+                    assert not run.done()
+                    await asyncio.sleep(0.05)
+                await asyncio.to_thread(private.end, number)
+                async with asyncio.timeout(60):
+                    await asyncio.wait((run,))
+                if number is signal.SIGTERM:
+                    # It takes its containers with it, and there is none to replace the sandbox.
+                    assert story.end.outcome is Outcome.SANDBOX_LOST
+                    assert "was lost and not replaced" in story.end.why
+                else:
+                    # Its containers go on, and so does the run.
+                    assert story.end.answer == "True"
+                assert house.workplace.instance.leaked
+            client.close()
+            client = await asyncio.to_thread(private.up)
+            async with open_house(settings, client, runtime) as following:
+                assert containers_of(client, settings.state_dir) == []
+                assert (await following.cells("FINAL('on')")).end.answer == "on"
+        finally:
+            client.close()
+            await asyncio.to_thread(private.end, signal.SIGTERM)
+            # Now and not in the next test, where those sockets would count.
+            gc.collect()
