@@ -11,6 +11,7 @@ import json
 import tarfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from orchestrator.limits import (
     RunLimits,
 )
 from orchestrator.runs import treasury
-from orchestrator.sandbox import lease, session
+from orchestrator.sandbox import making, session
 from orchestrator.trajectory import CallSettled, CellEnded, RunEnded, RunStarted, SubCallStarted
 from orchestrator.turn import Outcome
 from tests.ledger.witness import WatchedLedger
@@ -54,19 +55,20 @@ MIB = 1024 * 1024
 WORKER = Path(__file__).parent / "guest" / "hostile_worker.py"
 DOCKERFILE = """\
 FROM {image}
-COPY hostile_worker.py /opt/hostile_worker.py
+COPY *.py /opt/
 ENTRYPOINT ["python3", "-I", "/opt/hostile_worker.py"]
 """
 
 
-@pytest.fixture(scope="module")
-def hostile_image(engine: DockerClient, image_id: str) -> Iterator[str]:
-    """The id of an image that is ours but for the worker."""
+@contextmanager
+def image_of_an_attacker(engine: DockerClient, image_id: str, **files: str) -> Iterator[str]:
+    """The id of an image that is ours but for the worker, gone after the block."""
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
         for name, data in {
             "Dockerfile": DOCKERFILE.format(image=image_id).encode(),
             "hostile_worker.py": WORKER.read_bytes(),
+            **{f"{name}.py": text.encode() for name, text in files.items()},
         }.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), 0o644
@@ -74,8 +76,16 @@ def hostile_image(engine: DockerClient, image_id: str) -> Iterator[str]:
     context.seek(0)
     built, _ = engine.images.build(fileobj=context, custom_context=True, network_mode="none", rm=True)
     assert built.id is not None
-    yield built.id
-    engine.images.remove(built.id, force=True)
+    try:
+        yield built.id
+    finally:
+        engine.images.remove(built.id, force=True)
+
+
+@pytest.fixture(scope="module")
+def hostile_image(engine: DockerClient, image_id: str) -> Iterator[str]:
+    with image_of_an_attacker(engine, image_id) as hostile_id:
+        yield hostile_id
 
 
 @pytest.fixture
@@ -490,13 +500,16 @@ async def test_n06_a_run_whose_guest_breaks_the_protocol_again_is_told_to_have_l
     ],
 )
 async def test_n06_a_worker_that_does_not_say_hello_as_it_must_gets_no_lease(
-    hostile: House, before_hello: str, why: str, monkeypatch: pytest.MonkeyPatch
+    honest: House, before_hello: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "WORKER_DIAL_IN_S", 3.0)
-    monkeypatch.setattr(lease, "_LOOK_AT_START_S", 0.5)
-    with pytest.raises(SandboxStartError, match=why):
-        async with hostile.sandbox(f"#before hello\n{before_hello}\n"):
-            pass
+    settings, engine = honest.settings, honest.engine
+    monkeypatch.setattr(making, "WORKER_DIAL_IN_S", 3.0)
+    monkeypatch.setattr(making, "_LOOK_AT_START_S", 0.5)
+    with image_of_an_attacker(engine, settings.image, before_hello=before_hello) as hostile_id:
+        async with open_house(replace(settings, image=hostile_id), engine, honest.runtime) as hostile:
+            with pytest.raises(SandboxStartError, match=why):
+                async with hostile.sandbox():
+                    pass
 
 
 @pytest.mark.case("N06", "E09")

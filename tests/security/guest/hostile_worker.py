@@ -2,7 +2,7 @@
 
 It keeps to the protocol just as long as a test wants it to: what comes as a cell is run right here, with the
 tools below in its namespace, and may send whatever it likes. A cell that does not end itself is ended as it
-should be, with what it `say`s as its output. A context that begins with `#before hello` is run first of all.
+should be, with what it `say`s as its output. What the image holds in `before_hello.py` is run first of all.
 """
 
 import contextlib
@@ -167,9 +167,9 @@ class Worker:
 def main() -> None:
     """Never returns by itself."""
     worker = Worker()
-    context = Path("/context/blob").read_bytes()
-    if context.startswith(b"#before hello"):
-        worker.run(context)
+    before_hello = Path("/opt/before_hello.py")
+    if before_hello.exists():
+        worker.run(before_hello.read_bytes())
     worker.serve()
     # It outlives its stream, until somebody ends it.
     time.sleep(600)
