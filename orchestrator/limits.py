@@ -88,9 +88,10 @@ MAX_GUEST_CONNECTIONS = 4
 REQUESTS_RECEIVED_AT_ONCE = 3
 """Messages of one guest that are being received: a started one costs its whole length, and the last step of
 receiving a long one some milliseconds in one piece. One of them may be an upload between two parts."""
-MAX_REQUEST_BYTES_HELD = 32 * 1024 * 1024
-"""Requests of one guest under way together; while they are more, the next is left in the guest. Each costs a
-few times its size (message, text, record, the provider's copy), so this bounds a guest at some 300 MB."""
+MAX_REQUEST_BYTES_HELD = 16 * 1024 * 1024
+"""Requests of one guest under way together: sixteen prompts that fill a window of 200,000 tokens. While they
+are more, the next is left in the guest. A request costs up to seven times its size here (message, text of
+wide characters, record), so this is what bounds a guest, at some 400 MB."""
 MAX_ATTACH_MESSAGE_BYTES = 512 * 1024
 """The longest honest one is an answer chunk."""
 MAX_UPLOAD_PART_BYTES = 1024 * 1024
