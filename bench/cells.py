@@ -1,4 +1,4 @@
-"""A cell's round trip against the bare path: `python -m bench.cells [RUNTIME]`.
+"""A cell's round trip against the bare path: `python -m bench.cells [RUNTIME...]`.
 
 The bare path is the least that could do the job: a container of the same image and posture in which one
 process reads code from a gRPC stream, runs it with `exec`, and sends back what it printed. A cell goes
@@ -11,7 +11,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,11 +20,11 @@ import grpc.aio
 from docker import APIClient
 from docker.errors import NotFound
 
-from bench.measuring import Step, keep, spread_ms, take_turns
+from bench.measuring import Step, at_most, keep, spread_ms, take_turns
 from orchestrator.cells import CellClock, CellOutcome
 from orchestrator.config import Settings
 from orchestrator.ids import LOCAL_TENANT, new_sandbox_id
-from orchestrator.machine import image_id, open_machine, open_workplace, resources
+from orchestrator.machine import image_id, open_machine, open_workplace, resources, runtimes
 from orchestrator.rpc.guest_server import guest_server
 from orchestrator.sandbox.docker_driver import connect_engine
 from orchestrator.sandbox.port import SandboxSpec
@@ -32,6 +32,8 @@ from orchestrator.sandbox.posture import create_arguments
 
 CELL = "x = globals().get('x', 0) + 1; print(x)"
 _TIMES = 3_000
+_AIMS = {"p50": 2.0, "p99": 5.0}
+"""Times the bare path."""
 _WARM_UP = 300
 _UID = 65_532
 _START_S = 30.0
@@ -105,7 +107,7 @@ async def bare_sandbox(settings: Settings, runtime: str) -> AsyncIterator[Step]:
             runtime=runtime,
         )
         image = await asyncio.to_thread(image_id, engine, settings)
-        body = create_arguments(spec, resources(settings.sandbox), image=image, instance_id="bench")
+        body = create_arguments(spec, resources(settings.sandbox, runtime), image=image, instance_id="bench")
         body["Entrypoint"] = ["python3", "-P", "/context/guest.py"]
         async with guest_server(socket_dir, (host.add_to,), group_id=_UID):
             name = f"rlm-bench-{spec.sandbox_id}"
@@ -142,10 +144,10 @@ def _remove(engine: APIClient, name: str) -> None:
 
 
 @asynccontextmanager
-async def our_sandbox(settings: Settings, runtime: str) -> AsyncIterator[Step]:
+async def our_sandbox(settings: Settings, runtime: str, *, context_bytes: int = 1_000) -> AsyncIterator[Step]:
     """One cell, in a sandbox as runs have it."""
     async with open_workplace(settings) as workplace:
-        context = workplace.contexts.stage_text(LOCAL_TENANT, b"x" * 1_000)
+        context = workplace.contexts.stage_text(LOCAL_TENANT, b"x" * context_bytes)
         async with (
             open_machine(settings, workplace, runtime=runtime) as machine,
             machine.leases.open(
@@ -166,7 +168,7 @@ async def our_sandbox(settings: Settings, runtime: str) -> AsyncIterator[Step]:
             yield run_cell
 
 
-async def measure(runtime: str) -> dict[str, object]:
+async def measure(runtime: str) -> dict[str, dict[str, float]]:
     """Milliseconds of both, and their ratios."""
     with tempfile.TemporaryDirectory(prefix="rlm") as state_dir:
         settings = Settings(state_dir=Path(state_dir))
@@ -177,15 +179,44 @@ async def measure(runtime: str) -> dict[str, object]:
     return {"cell_ms": cell_ms, "bare_ms": bare_ms, "ratio": ratios}
 
 
+def _aims(runtime: str, ratio: Mapping[str, float]) -> Iterator[dict[str, object]]:
+    for name, aim in _AIMS.items():
+        measure = f"cell round trip against the bare gRPC echo, {name}, {runtime}"
+        yield at_most(measure, ratio[name], aim, "×")
+
+
+def installed_runtimes() -> list[str]:
+    """Of those that we support, the ones that the engine knows."""
+    engine = connect_engine()
+    try:
+        return sorted(runtimes(engine) & {"runc", "runsc"})
+    finally:
+        engine.close()
+
+
 def main() -> None:
     """Print the percentiles and keep them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runtimes", nargs="*", default=["runc"])
-    measured = {runtime: asyncio.run(measure(runtime)) for runtime in parser.parse_args().runtimes}
+    parser = argparse.ArgumentParser(description="A cell's round trip against the bare path.")
+    parser.add_argument("runtimes", nargs="*", help="runc, runsc; all that are installed when none is named")
+    wanted = parser.parse_args().runtimes or installed_runtimes()
+    measured = {runtime: asyncio.run(measure(runtime)) for runtime in wanted}
     for runtime, rows in measured.items():
         for what, row in rows.items():
             print(f"{runtime} {what}: {row}")
-    keep("cells", measured)
+    aims = [row for runtime in wanted for row in _aims(runtime, measured[runtime]["ratio"])]
+    bars = [
+        {
+            "title": f"One trivial cell, {runtime}",
+            "unit": "ms",
+            "rows": {
+                f"{way} {name}": measured[runtime][f"{way}_ms"][name]
+                for name in ("p50", "p99")
+                for way in ("bare", "cell")
+            },
+        }
+        for runtime in wanted
+    ]
+    keep("cells", {"aims": aims, **measured, "bars": bars})
 
 
 if __name__ == "__main__":

@@ -23,10 +23,9 @@ async def take_turns(ways: Mapping[str, Step], *, times: int, warm_up: int) -> d
     took_s: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(warm_up + times):
         for name, step in ways.items():
-            started_s = time.perf_counter()
-            await step()
+            step_s = await timed_s(step)
             if number >= warm_up:
-                took_s[name].append(time.perf_counter() - started_s)
+                took_s[name].append(step_s)
     return took_s
 
 
@@ -41,6 +40,27 @@ def spread_ms(took_s: Sequence[float]) -> dict[str, float]:
         "max": _ms(in_order[-1]),
         "times": len(in_order),
     }
+
+
+async def timed_s(step: Step) -> float:
+    """Seconds that one step takes."""
+    started_s = time.perf_counter()
+    await step()
+    return time.perf_counter() - started_s
+
+
+def at_most(measure: str, measured: float, aim: float, unit: str) -> dict[str, object]:
+    """A row of a result's list `aims`: what is measured, in which unit, and whether that is little enough."""
+    return _aim(measure, measured, f"≤ {aim:g}{unit}", unit, reached=measured <= aim)
+
+
+def at_least(measure: str, measured: float, aim: float, unit: str) -> dict[str, object]:
+    """Likewise, and whether it is enough."""
+    return _aim(measure, measured, f"≥ {aim:g}{unit}", unit, reached=measured >= aim)
+
+
+def _aim(measure: str, measured: float, aim: str, unit: str, *, reached: bool) -> dict[str, object]:
+    return {"measure": measure, "aim": aim, "measured": f"{measured:,g}{unit}", "reached": reached}
 
 
 def keep(name: str, measured: Mapping[str, Any]) -> Path:
@@ -63,6 +83,8 @@ def _ms(seconds: float) -> float:
 def _machine() -> dict[str, object]:
     return {
         "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "load_after": round(os.getloadavg()[0], 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "grpcio": version("grpcio"),
