@@ -155,7 +155,7 @@ class DockerDriver:
                 return
             except APIError as error:
                 # 409: its removal is under way already, and is over when it isn't found.
-                if error.status_code != 409 or loop.time() >= give_up_s:
+                if error.status_code != 409 or loop.time() + _LOOK_AGAIN_S >= give_up_s:
                     raise EngineError(
                         f"the engine could not remove a sandbox: {error.explanation}"
                     ) from error
