@@ -85,7 +85,9 @@ def _texts(node: RunNode, event: Event) -> list[str]:
                 f" {words.many(payload.reports, 'report')}, {payload.freed_bytes:,} bytes"
             ]
         case trajectory.GuestMisbehaved():
-            counts = ", ".join(f"{count:,} {visible_line(what, 100)}" for what, count in payload.counts.items())
+            counts = ", ".join(
+                f"{count:,} {visible_line(what, 100)}" for what, count in payload.counts.items()
+            )
             return [f"the guest misbehaved on its socket: {counts}"]
         case trajectory.RunEnded():
             took = words.duration(payload.duration_s)
