@@ -1,7 +1,7 @@
 import pytest
 
 from orchestrator import prompts
-from orchestrator.cells import CellOutcome, CellResult
+from orchestrator.cells import CellLimit, CellOutcome, CellResult, Resource, SandboxLoss, UsedUp
 from orchestrator.conversation import Dialect
 from orchestrator.limits import OUTPUT_HEAD_BYTES, OUTPUT_TAIL_BYTES
 
@@ -124,6 +124,23 @@ def test_the_names_that_are_gone_are_listed() -> None:
 )
 def test_an_exit_code_and_a_signal_are_told_apart(outcome: CellOutcome, words: str) -> None:
     assert words in prompts.cell_report(result(outcome, status=3))
+
+
+@pytest.mark.parametrize("resource", Resource)
+def test_a_limit_that_was_run_into_is_named_with_its_size_where_it_is_known(resource: Resource) -> None:
+    told = prompts.cell_report(result(output_head="x", used_up=(UsedUp(resource, 64 << 20),)))
+    said = told.removeprefix("x\n")
+    assert said.startswith("[")
+    assert "64 MiB." in said or "67,108,864 at most." in said
+    assert prompts.used_up(UsedUp(resource, 0)).endswith(".")
+    assert "0" not in prompts.used_up(UsedUp(resource, 0))
+
+
+def test_every_limit_of_the_clock_and_every_loss_is_told_apart() -> None:
+    passed = {prompts.cell_report(result(CellOutcome.INTERRUPTED, passed=limit)) for limit in CellLimit}
+    lost = {prompts.cell_report(result(CellOutcome.SANDBOX_LOST, loss=loss)) for loss in SandboxLoss}
+    assert (len(passed), len(lost)) == (len(CellLimit), len(SandboxLoss))
+    assert all("has been replaced: " in told and "LOST" in told for told in lost)
 
 
 # --- The system prompt ------------------------------------------------------------------------------------

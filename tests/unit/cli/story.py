@@ -74,6 +74,24 @@ class Story:
             run_id,
         )
 
+    def sandbox_goes(self, turn: int, loss: str, *used_up: str) -> Event:
+        return self.tell(
+            trajectory.CellEnded(
+                turn=turn,
+                outcome="sandbox_lost" if loss else "ok",
+                output="",
+                output_bytes=0,
+                cut_bytes=0,
+                traceback="",
+                status=0,
+                lost_variables=(),
+                duration_s=0.3,
+                guest_s=0.2,
+                used_up=used_up,
+                loss=loss,
+            )
+        )
+
     def sub_call_starts(self, call: str, *, what: str = "complete", run_id: RunId = ROOT) -> Event:
         return self.tell(
             trajectory.SubCallStarted(

@@ -41,6 +41,16 @@ def test_a_running_cell_is_shown_with_its_code_and_sub_calls() -> None:
     assert "left  4,998,766 tokens · $4.9300 · 999 model calls · 100 child runs · 59:55" in text
 
 
+def test_a_lost_sandbox_is_shown_until_the_next_cell_runs() -> None:
+    story = Story()
+    story.start()
+    story.turn(1)
+    story.sandbox_goes(1, "engine_gone")
+    assert "sandbox lost: engine gone" in _text(_frame(story.events))
+    story.turn(2)
+    assert "sandbox lost" not in _text(_frame(story.events))
+
+
 def test_the_counts_are_those_of_the_cell_that_runs() -> None:
     story = Story()
     story.start()

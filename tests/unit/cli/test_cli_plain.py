@@ -92,6 +92,17 @@ def test_a_failed_cell_shows_the_last_line_of_its_traceback() -> None:
     assert _lines(story.events)[-1].endswith("cell killed after 1:01; 2 variables lost: ValueError: no")
 
 
+def test_a_lost_sandbox_and_what_was_used_up_are_told() -> None:
+    story = Story()
+    story.start()
+    story.turn(1)
+    story.sandbox_goes(1, "out_of_memory")
+    assert _lines(story.events)[-1].endswith("cell sandbox_lost after 0.3 s, sandbox lost: out of memory")
+    story.turn(2)
+    story.sandbox_goes(2, "", "memory", "tmp_bytes")
+    assert _lines(story.events)[-1].endswith("cell ok after 0.3 s, used up: memory, tmp bytes")
+
+
 def test_compaction_is_told() -> None:
     story = Story()
     story.start()

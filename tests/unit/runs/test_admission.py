@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.errors import InvalidRequestError
+from orchestrator.errors import EngineError, InvalidRequestError
 from orchestrator.runs.admission import SandboxSlots, TreeSlots
 
 
@@ -30,6 +30,27 @@ async def test_a_chain_longer_than_all_there_is_is_refused_with_what_to_do() -> 
         async with slots.admit(2):
             pass
     await assert_all_free(slots, 2)
+
+
+@pytest.mark.case("F06")
+async def test_places_withheld_are_given_to_nobody_and_come_back() -> None:
+    slots = SandboxSlots(4)
+    async with slots.admit(1) as tree:
+        slots.withhold(2)
+        waiting = asyncio.create_task(slots.admit(0).__aenter__())
+        await settle()
+        assert not waiting.done()
+        # Who was admitted has its chain all the same.
+        async with tree.take(0), tree.take(1):
+            pass
+        with pytest.raises(EngineError, match=r"2 of 4 places .* and 3 are needed"):
+            await slots.admit(2).__aenter__()
+        slots.withhold(1)
+        await settle()
+        assert waiting.done()
+    waiting.result()
+    slots.withhold(0)
+    await asyncio.wait_for(slots.admit(2).__aenter__(), 1)
 
 
 async def test_a_second_root_run_waits_until_its_whole_chain_is_free() -> None:
