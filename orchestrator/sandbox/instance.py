@@ -14,6 +14,7 @@ know of such an instance is in its directory:
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ from orchestrator.errors import MachineError
 from orchestrator.ids import InstanceId, SandboxId, new_instance_id
 from orchestrator.sandbox.locks import try_lock
 from orchestrator.sandbox.uids import HOST_DIRECTORY, GuestUids, claim_uids
+
+
+_UNBORN_FOR_S = 60.0
 
 
 class Instance:
@@ -141,6 +145,15 @@ def dead_instances(state_dir: Path) -> list[InstanceId]:
             os.close(lock)
             dead.append(InstanceId(path.stem))
     return dead
+
+
+def forget_unborn(state_dir: Path) -> None:
+    """Remove lock files whose process was killed before they had their name."""
+    for path in (state_dir / "instances").glob("new-i*"):
+        with suppress(FileNotFoundError):
+            # A younger one may be about to be locked.
+            if time.time() - path.stat().st_mtime > _UNBORN_FOR_S:
+                path.unlink()
 
 
 def living_instances(state_dir: Path, dead: Collection[InstanceId]) -> set[InstanceId]:

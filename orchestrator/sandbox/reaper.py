@@ -30,6 +30,7 @@ from orchestrator.sandbox.instance import (
     containers_of,
     dead_instances,
     forget_instance,
+    forget_unborn,
     living_instances,
 )
 from orchestrator.sandbox.leftovers import end_leftovers
@@ -103,6 +104,7 @@ class Reaper:
         instance = self._instance
         # In this order: an instance that is dead now makes no more sandboxes.
         dead = await asyncio.to_thread(dead_instances, instance.state_dir)
+        await asyncio.to_thread(forget_unborn, instance.state_dir)
         living = living_instances(instance.state_dir, dead)
         found = await self._driver.found()
         doomed = {

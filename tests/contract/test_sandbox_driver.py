@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cells import CellClock, CellOutcome, CellResult
+from orchestrator.cells import CellClock, CellOutcome, CellResult, SandboxLoss
 from orchestrator.contexts.store import ContextStore
-from orchestrator.errors import SandboxStartError
+from orchestrator.errors import InvariantError, SandboxStartError
 from orchestrator.ids import LOCAL_TENANT, InstanceId
 from orchestrator.sandbox import image
 from orchestrator.sandbox.docker_driver import DockerDriver, connect_engine
-from orchestrator.sandbox.instance import claim_instance
+from orchestrator.sandbox.instance import Instance, claim_instance
 from orchestrator.sandbox.lease import LeasedSandbox, SandboxLeases
+from orchestrator.sandbox.making import SandboxMaker
 from orchestrator.sandbox.port import Ending, SandboxDriver
 from orchestrator.sandbox.posture import Resources
 from tests.fakes.process_driver import ProcessDriver
@@ -39,6 +40,7 @@ class Rig:
     leases: SandboxLeases
     runtime: str
     contexts: ContextStore
+    instance: Instance
 
     @asynccontextmanager
     async def sandbox(self, text: bytes = b"a context\n") -> AsyncIterator[LeasedSandbox]:
@@ -65,7 +67,7 @@ async def _rig(make: Callable[[InstanceId], SandboxDriver], runtime: str) -> Asy
         driver = make(instance.instance_id)
         leases = SandboxLeases(instance, driver, memory_bytes=RESOURCES.memory_bytes)
         try:
-            yield Rig(driver, leases, runtime, contexts)
+            yield Rig(driver, leases, runtime, contexts, instance)
         finally:
             await driver.aclose()
             contexts.close()
@@ -150,7 +152,9 @@ async def test_siblings_have_different_seeds(rig: Rig) -> None:
 async def test_processor_time_is_seen_from_outside(rig: Rig) -> None:
     async with rig.sandbox() as sandbox:
         before_s = await rig.driver.cpu_s(sandbox.sandbox_id)
-        await run_cell(sandbox, "import time; end = time.time() + 1\nwhile time.time() < end: pass")
+        await run_cell(
+            sandbox, "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+        )
         assert await rig.driver.cpu_s(sandbox.sandbox_id) - before_s > 0.2
 
 
@@ -171,8 +175,39 @@ async def test_a_sandbox_that_goes_away_under_a_cell_is_reported_as_lost(rig: Ri
         assert (lost.outcome, lost.lost_variables) == (CellOutcome.SANDBOX_LOST, ("x",))
 
 
+async def test_a_sandbox_that_went_away_under_a_cell_is_told_as_lost_from_outside(rig: Rig) -> None:
+    async with rig.sandbox() as sandbox:
+        await rig.driver.destroy(sandbox.sandbox_id)
+        assert (await run_cell(sandbox, "1")).loss is SandboxLoss.CONTAINER_GONE
+
+
+async def test_what_is_on_the_engine_can_be_listed_with_whose_it_is(rig: Rig) -> None:
+    async with rig.sandbox() as sandbox:
+        (found,) = [one for one in await rig.driver.found() if one.sandbox_id == sandbox.sandbox_id]
+        assert found.instance_id.startswith("i")
+    assert sandbox.sandbox_id not in {one.sandbox_id for one in await rig.driver.found()}
+
+
+async def test_counters_that_cannot_be_read_are_unknown_and_never_an_error(rig: Rig) -> None:
+    async with rig.sandbox() as sandbox:
+        counters = rig.driver.counters(sandbox.sandbox_id)
+        assert counters.oom_kills in {0, None}
+        assert counters.refused_forks in {0, None}
+    assert rig.driver.counters(sandbox.sandbox_id) == (None, None, None)
+
+
+@pytest.mark.case("F03")
+async def test_a_sandbox_is_leased_once(rig: Rig) -> None:
+    maker = SandboxMaker(rig.instance, rig.driver)
+    async with maker.make(runtime=rig.runtime, expires_at_s=0) as made:
+        assert not list(made.context_dir.iterdir()), "it knows no context before it is leased"
+        made.services.bind(())
+        with pytest.raises(InvariantError, match="twice"):
+            made.services.bind(())
+
+
 async def test_an_unknown_runtime_is_refused(rig: Rig) -> None:
-    wrong = Rig(rig.driver, rig.leases, "no-such-runtime", rig.contexts)
+    wrong = Rig(rig.driver, rig.leases, "no-such-runtime", rig.contexts, rig.instance)
     with pytest.raises(SandboxStartError):
         async with wrong.sandbox():
             pass

@@ -313,4 +313,5 @@ for process in started: process.wait()
 """,
         "1 + 1",
     )
-    assert played.told == ["BlockingIOError True", "2"]
+    limit = "[No more processes and threads could be started: 256 at most.]"
+    assert played.told == [f"BlockingIOError True\n{limit}", "2"]

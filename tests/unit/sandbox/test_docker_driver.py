@@ -68,8 +68,9 @@ def driver(client: Client) -> DockerDriver:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recheck, "check", lambda *_, **__: None)
-    for name, value_s in (("CALL", 2.0), ("LOOK", 0.5), ("REMOVE", 1.5), ("SLOW_START", 0.1)):
+    for name, value_s in (("CALL", 1.0), ("LOOK", 1.0), ("REMOVE", 1.0), ("SLOW_START", 0.1)):
         monkeypatch.setattr(docker_driver, f"ENGINE_{name}_S", value_s)
+    monkeypatch.setattr(docker_driver, "_LOOK_AGAIN_S", 0.05)
 
 
 def spec(tmp_path: Path, sandbox_id: SandboxId = SANDBOX) -> SandboxSpec:

@@ -18,6 +18,7 @@ from orchestrator.sandbox.instance import (
     containers_of,
     dead_instances,
     forget_instance,
+    forget_unborn,
     living_instances,
 )
 
@@ -113,6 +114,16 @@ def test_forgetting_what_is_gone_is_harmless(tmp_path: Path) -> None:
     with claim_instance(tmp_path) as instance:
         pass
     forget_instance(tmp_path, instance.instance_id)
+
+
+def test_a_lock_file_that_never_got_its_name_goes_when_it_is_old(tmp_path: Path) -> None:
+    with claim_instance(tmp_path):
+        old, young = (tmp_path / "instances" / f"new-i{number}" for number in range(2))
+        old.touch()
+        young.touch()
+        os.utime(old, (0, 0))
+        forget_unborn(tmp_path)
+        assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_there_are_no_dead_instances_in_a_state_directory_never_used(tmp_path: Path) -> None:
