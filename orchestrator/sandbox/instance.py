@@ -24,7 +24,6 @@ from orchestrator.ids import InstanceId, SandboxId, new_instance_id
 from orchestrator.sandbox.locks import try_lock
 from orchestrator.sandbox.uids import HOST_DIRECTORY, GuestUids, claim_uids
 
-
 _UNBORN_FOR_S = 60.0
 
 
