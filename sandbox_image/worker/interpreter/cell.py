@@ -3,7 +3,6 @@
 import __future__
 
 import ast
-import asyncio
 import functools
 import inspect
 import linecache
@@ -80,7 +79,8 @@ class CellRunner:
         self._namespace = namespace
         self._interrupts = interrupts
         self._compiler = Compiler()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._run_coroutine: Callable[[Coroutine[Any, Any, object]], None] = self._run_first_coroutine
+        self._stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
 
     def run(self, cell_id: int, source: bytes, when_done: Callable[[], None]) -> CellResult:
         """Run a cell to its end, whatever that is. Raises nothing.
@@ -121,7 +121,7 @@ class CellRunner:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
             shown = format_error(error, trace) + _EXIT_NOTE
             return CellResult(protocol.OUTCOME_ERROR, shown, exit_code=code)
-        stopped = isinstance(error, KeyboardInterrupt | asyncio.CancelledError) and self._interrupts.fired
+        stopped = isinstance(error, self._stops) and self._interrupts.fired
         outcome = protocol.OUTCOME_INTERRUPTED if stopped else protocol.OUTCOME_ERROR
         # First: showing the exception runs code of the cell, which may tidy up.
         limits = used_up(error)
@@ -132,16 +132,11 @@ class CellRunner:
         if code.co_flags & inspect.CO_COROUTINE:
             self._run_coroutine(result)
 
-    def _run_coroutine(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        # One loop for all cells, so that tasks and queues made in one can be used in the next.
-        if self._loop is None or self._loop.is_closed():
-            self._loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(self._loop)
-        task = self._loop.create_task(coroutine)
-        self._interrupts.cancel_first(task)
-        try:
-            self._loop.run_until_complete(task)
-        finally:
-            if not task.done():
-                # The second interrupt left it hanging; it must not go on in the next cell.
-                task.cancel()
+    def _run_first_coroutine(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        # Held back: an interrupt would leave the import half done.
+        with self._interrupts:
+            from sandbox_image.worker.interpreter import coroutines  # noqa: PLC0415 - see there
+
+            self._run_coroutine = coroutines.CoroutineRunner(self._interrupts).run
+            self._stops += (coroutines.Cancelled,)
+        self._run_coroutine(coroutine)

@@ -11,8 +11,8 @@ raises.
 
 # Not `signal`, whose detour over enumerations costs fifteen times the call: this is in every cell's way.
 import _signal  # type: ignore[import-not-found]
-import asyncio
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 
@@ -33,7 +33,7 @@ class Interrupts:
         self._armed = False
         self._held = 0
         self._pending = False
-        self._task: asyncio.Task[object] | None = None
+        self._cancel: Callable[[], object] | None = None
         self._main_thread = threading.main_thread()
 
     def arm(self) -> None:
@@ -46,11 +46,11 @@ class Interrupts:
     def disarm(self) -> None:
         """The cell's code is over."""
         self._armed = False
-        self._task = None
+        self._cancel = None
 
-    def cancel_first(self, task: asyncio.Task[object]) -> None:
-        """The cell is async and `task` is its code."""
-        self._task = task
+    def cancel_first(self, cancel: Callable[[], object]) -> None:
+        """The cell is async, and `cancel` cancels its code."""
+        self._cancel = cancel
 
     def __enter__(self) -> None:
         """Hold interrupts back, in the main thread; other threads get none anyway. Nests."""
@@ -80,7 +80,7 @@ class Interrupts:
     def _interrupt(self) -> None:
         first = not self.fired
         self.fired = True
-        if first and self._task is not None:
-            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        if first and self._cancel is not None:
+            self._cancel()
         else:
             raise CellInterrupt("the cell was interrupted")

@@ -4,7 +4,6 @@ They are plain functions of a real module, so that help(), tracebacks and pickle
 other; what they need of the process is in `_run`, set once by `connect`.
 """
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
@@ -259,8 +258,10 @@ def _wait(batch: Batch) -> list[Any]:
 
 
 async def _wait_async(batch: Batch) -> list[Any]:
+    from asyncio import wrap_future  # noqa: PLC0415 - whoever awaits has it loaded; the others need not
+
     batch.start()
-    return await asyncio.wrap_future(batch.results)
+    return await wrap_future(batch.results)
 
 
 def _settle(results: list[Any], on_error: OnError) -> list[Any]:
