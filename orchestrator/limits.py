@@ -85,7 +85,7 @@ MAX_CALLS_ON_SOCKET = 2 * MAX_CALLS_IN_GUEST
 """Calls served at once on one socket: the stream of cells, the window, and a few cheap ones beside them."""
 MAX_GUEST_CONNECTIONS = 4
 """One worker makes one; the slack is for a reconnect whose predecessor is not yet reaped."""
-REQUESTS_RECEIVED_AT_ONCE = 3
+REQUESTS_RECEIVED_AT_ONCE = 2
 """Messages of one guest that are being received: a started one costs its whole length, and the last step of
 receiving a long one some milliseconds in one piece. One of them may be an upload between two parts."""
 MAX_REQUEST_BYTES_HELD = 16 * 1024 * 1024
@@ -155,6 +155,15 @@ LOOK_AT_LOSS_S = 3.0
 """How long a sandbox whose stream broke may still run before it counts as having hung up on us."""
 SANDBOX_EXPIRY_GRACE_S = 600
 """From the deadline of a run to the expiry of its sandbox: ending it takes seconds, clocks may be set."""
+POOL_REFILLS_AT_ONCE = 2
+"""Starts ahead of demand: half of all at once, so that a lease which has to wait for a start has the other."""
+POOLED_LEASE_S = 6 * 3_600.0
+"""The longest lease that a sandbox made ahead can serve: it says when it expires before its run is known. A
+longer one starts its own. Only a reaper with another state directory looks at that."""
+POOL_MAX_AGE_S = 3_600.0
+"""How long a sandbox waits for a lease before it is replaced."""
+POOL_QUEUE_S = 30.0
+"""With RLM_POOL_WHEN_EMPTY=queue: how long a lease waits. Six starts a second, so some 180 come before it."""
 REAP_EVERY_S = 60.0
 """How often a living orchestrator looks for what was left behind."""
 REAP_AT_START_S = 10.0

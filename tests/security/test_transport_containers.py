@@ -77,4 +77,5 @@ async def test_a_batch_that_goes_on_asking_after_its_budget_ran_out_is_slowed_do
     # One call is the turn's, one is kept for the last answer.
     assert story.end.answer == "1299"
     (counted,) = [one.payload for one in story.events if isinstance(one.payload, GuestMisbehaved)]
-    assert counted.unrecorded_refusals == 299
+    # A few that were asked for side by side may be recorded past the thousandth.
+    assert 280 < counted.unrecorded_refusals <= 299

@@ -113,6 +113,14 @@ def test_compaction_is_told() -> None:
     )
 
 
+def test_a_guest_that_misbehaved_is_told() -> None:
+    story = Story()
+    story.start()
+    counts = {"malformed messages": 101, "refused calls": 2_000}
+    story.tell(trajectory.GuestMisbehaved(counts=counts, unrecorded_refusals=0))
+    assert "misbehaved on its socket: 101 malformed messages, 2,000 refused calls" in _lines(story.events)[-1]
+
+
 def test_lines_of_a_scripted_run_are_labelled() -> None:
     story = Story(model="scripted:demo.py")
     story.start()

@@ -10,6 +10,7 @@ from orchestrator.errors import GuestProtocolError
 from orchestrator.limits import (
     ANSWER_CHUNK_BYTES,
     MAX_ANSWER_BYTES,
+    MAX_ANSWER_CHUNKS,
     MAX_OUTPUT_CHUNK_BYTES,
     MAX_TRACEBACK_BYTES,
     MAX_VARIABLE_NAME_BYTES,
@@ -18,6 +19,8 @@ from orchestrator.limits import (
     OUTPUT_TAIL_BYTES,
 )
 from orchestrator.sandbox.protocol import AttachProtocol
+
+pytestmark = pytest.mark.case("G14")
 
 HELLO = pb.AttachRequest(hello=pb.Hello(protocol_version=1, hash_seed=7))
 
@@ -343,3 +346,23 @@ def test_no_message_raises_anything_but_a_protocol_error_or_passes_a_cap(
             assert over.output_bytes >= 0
             assert over.cut_bytes >= 0
             assert over.answer is None or len(over.answer) <= MAX_ANSWER_BYTES
+
+
+# --- Answers that cost more than they look ----------------------------------------------------------------
+
+
+def test_an_answer_is_read_as_a_whole_wherever_its_chunks_are_cut(protocol: AttachProtocol) -> None:
+    text = "a€\U0001f600" * 50
+    data = text.encode() + b"\xe2\x82"
+    chunks = [answer(data[at : at + 7]) for at in range(0, len(data), 7)]
+    over = result(protocol, *chunks, ended(answer=pb.Answer(length_bytes=len(data))))
+    assert over.answer == text + "\ufffd"
+
+
+def test_an_answer_in_more_chunks_than_any_honest_one_is_refused(protocol: AttachProtocol) -> None:
+    assert_refused(protocol, *([answer(b"x")] * (MAX_ANSWER_CHUNKS + 1)))
+
+
+def test_an_answer_that_replacing_makes_longer_than_allowed_is_refused(protocol: AttachProtocol) -> None:
+    junk = answer(b"\xff" * ANSWER_CHUNK_BYTES)
+    assert_refused(protocol, *([junk] * (MAX_ANSWER_BYTES // ANSWER_CHUNK_BYTES // 3 + 1)))
