@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 import typing
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hypothesis import given
@@ -76,6 +77,7 @@ def payloads(text: st.SearchStrategy[str]) -> st.SearchStrategy[Payload]:
         trajectory.Text: text.map(lambda words: shorten(words)[0]),
         trajectory.Text | None: st.none() | text.map(lambda words: shorten(words * 500)[0]),
         tuple[str, ...]: st.lists(text, max_size=3).map(tuple),
+        Mapping[str, int]: st.dictionaries(text, st.integers(), max_size=2),
         typing.get_type_hints(RunStarted)["limits"]: st.just({"max_tokens": 5, "deadline_s": 1.5}),
     }
     kinds = []

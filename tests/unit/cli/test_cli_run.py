@@ -181,6 +181,7 @@ def test_json_prints_one_object(fake: FakeRun, context: Path) -> None:
             "cell_ceiling_s": 3_600.0,
         },
         "turns": 1,
+        "sandboxes_lost": [],
         "max_depth_reached": 2,
         "duration_s": 12.346,
         "error": None,
