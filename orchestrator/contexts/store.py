@@ -1,9 +1,9 @@
 """The contexts of one orchestrator instance: each stored once per tenant, put into sandboxes by hard link.
 
 A private directory with one directory per tenant, named by hash so that no tenant's name is part of a path.
-In it: `b-<sha256>` blobs, `l-<sha256>` their landmarks, `m-<sha256>` manifests in the guest's form, and files
-still being written, `t-<random>`. Tenants share nothing, so nobody learns from a saving that another tenant has
-the same text.
+In it: `b-<sha256>` blobs, `l-<sha256>` their landmarks, `m-<sha256>` manifests in the guest's form, and
+files still being written, `t-<random>`. Tenants share nothing, so nobody learns from a saving that another
+tenant has the same text.
 
 All of it is synchronous and may be called from any thread; staging reads files and takes a while.
 """

@@ -5,10 +5,9 @@ import re
 from collections.abc import Iterator
 from typing import SupportsIndex, overload
 
-from sandbox_image.worker.interpreter import text_search
 from sandbox_image.worker.interpreter.stretch import Stretch
 from sandbox_image.worker.interpreter.text_bytes import count_in, find_in, split_lines
-from sandbox_image.worker.interpreter.text_search import ViewMatch
+from sandbox_image.worker.interpreter.text_search import ViewMatch, all_matches
 
 _SHOWN_CHARACTERS = 60
 
@@ -176,16 +175,10 @@ class TextView:
     def finditer(self, pattern: "str | re.Pattern[str]", flags: int = 0) -> Iterator[ViewMatch]:
         """All matches of a regular expression, one by one, with positions in t.
 
-        In a text that is not all ASCII, one match, with what it looks at around itself, may be a million
-        characters long; ValueError is raised for a longer one.
+        Where the text is not all ASCII, and the pattern asks what Unicode says of a character, one match
+        may be a million bytes long; ValueError is raised for a longer one.
         """
-        compiled = re.compile(pattern, flags)
-        stretch = self.stretch
-        in_bytes = text_search.as_bytes_pattern(compiled) if stretch.is_ascii else None
-        spaces = re.search(r"\\s", compiled.pattern, re.IGNORECASE) is not None
-        if in_bytes is None or (spaces and text_search.has_separators(stretch.read, stretch.length_bytes)):
-            return text_search.matches_in_windows(compiled, stretch.read, stretch.length_bytes)
-        return text_search.matches_in_ascii(compiled, in_bytes, stretch.view())
+        return all_matches(re.compile(pattern, flags), self.stretch)
 
     def search(self, pattern: "str | re.Pattern[str]", flags: int = 0) -> ViewMatch | None:
         """The first match of a regular expression, or None."""

@@ -2,53 +2,71 @@
 
 Two ways:
 
-* Text all ASCII: `re` on bytes means the same as on `str`, so it runs over the map itself. Exact.
-* Else the text is decoded in windows. A window reaches `REACH_BYTES` beyond the last place where a match of
-  it may start. So it is exact for matches that are shorter, and look no further ahead, than that; a match
-  that touches the window's end is refused. (A greedy `.*` that crosses lines finds its last chance in the
-  window, not in the text.)
+* On the bytes of the file, where `text_patterns` knows that this means the same. Exact.
+* Else the text is decoded in windows. A window reaches beyond the last place where a match of it may start:
+  as far as the pattern can look, and `REACH_BYTES` where that has no limit. So it is exact for matches that
+  are shorter, and look no further ahead, than that; a match that touches the window's end is refused. (A
+  greedy `.*` that crosses lines finds its last chance in the window, not in the text.) What cannot hold the
+  beginning of a match is not decoded.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
+from sandbox_image.worker.interpreter import text_patterns
 from sandbox_image.worker.interpreter.landmarks import count_characters
-from sandbox_image.worker.interpreter.text_bytes import PIECE_BYTES, Read
+from sandbox_image.worker.interpreter.stretch import Stretch
+from sandbox_image.worker.interpreter.text_bytes import Read, find_in
 
-WINDOW_BYTES = 8 * 1_048_576
+# How much is decoded at a time: what stays in the processor's cache, or much more than a window's reach.
+LEAST_WINDOW_BYTES = 262_144
+MOST_WINDOW_BYTES = 4 * 1_048_576
 REACH_BYTES = 1_048_576
 # How far back a window shows what is before its first possible match. Look-behinds have a fixed width.
 BEHIND_BYTES = 65_536
-
-# White space for `str`, not for `bytes`.
-_SEPARATORS = (b"\x1c", b"\x1d", b"\x1e", b"\x1f")
+_MOST_BYTES_OF_CHARACTER = 4
 
 
-class ViewMatch:
-    """A match: like `re.Match`, with positions in characters of the whole text.
+class Origin(NamedTuple):
+    """What all matches of one search share."""
 
-    It holds copies of its groups, so that keeping it does not keep a window of the text.
-    """
+    stretch: Stretch
+    pattern: "re.Pattern[str]"
 
-    __slots__ = ("_groups", "_regs", "_shift", "lastgroup", "lastindex", "re")
 
-    # Made once for each match of millions: whatever can wait until it is asked for, waits.
-    def __init__(
-        self, match: "re.Match[str] | re.Match[bytes]", shift: int, pattern: "re.Pattern[str]"
-    ) -> None:
-        self.re = pattern
-        self.lastindex = match.lastindex
-        self.lastgroup = match.lastgroup
-        self._groups = (match.group(), *match.groups())
-        self._regs = match.regs
-        self._shift = shift
+class ViewMatch(ABC):
+    """A match: like `re.Match`, with positions in characters of the whole text."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def re(self) -> "re.Pattern[str]":
+        """The pattern."""
+
+    @property
+    @abstractmethod
+    def lastindex(self) -> int | None:
+        """The number of the group that was closed last, or None."""
+
+    @abstractmethod
+    def __getitem__(self, group: int | str) -> str | None: ...
+
+    @abstractmethod
+    def span(self, group: int | str = 0) -> tuple[int, int]:
+        """Where a group starts and ends, in characters of the text; (-1, -1) if it took no part."""
 
     def __repr__(self) -> str:
         return f"<ViewMatch span={self.span()}, match={self[0]!r:.60}>"
 
-    def __getitem__(self, group: int | str) -> str | None:
-        return _as_str(self._groups[self._number(group)])
+    @property
+    def lastgroup(self) -> str | None:
+        """The name of the group that was closed last, or None."""
+        names = (name for name, number in self.re.groupindex.items() if number == self.lastindex)
+        return next(names, None)
 
     def group(self, *groups: int | str) -> Any:
         """The text of a group, or a tuple of several; the whole match for none."""
@@ -58,17 +76,13 @@ class ViewMatch:
 
     def groups(self, default: str | None = None) -> tuple[str | None, ...]:
         """All groups but the whole match; `default` for those that took no part."""
-        return tuple(default if group is None else _as_str(group) for group in self._groups[1:])
+        texts = (self[number] for number in range(1, self.re.groups + 1))
+        return tuple(default if text is None else text for text in texts)
 
     def groupdict(self, default: str | None = None) -> dict[str, str | None]:
         """The named groups."""
         groups = self.groups(default)
         return {name: groups[number - 1] for name, number in self.re.groupindex.items()}
-
-    def span(self, group: int | str = 0) -> tuple[int, int]:
-        """Where a group starts and ends, in characters of the text; (-1, -1) if it took no part."""
-        start, end = self._regs[self._number(group)]
-        return (start, end) if start < 0 else (start + self._shift, end + self._shift)
 
     def start(self, group: int | str = 0) -> int:
         """Where a group starts."""
@@ -78,71 +92,136 @@ class ViewMatch:
         """Where a group ends."""
         return self.span(group)[1]
 
+
+class _BytesMatch(ViewMatch):
+    """A match on the bytes of the file. Keeping it keeps nothing in memory."""
+
+    __slots__ = ("_match", "_origin")
+
+    # Made once for each match of millions: everything else waits until it is asked for.
+    def __init__(self, match: "re.Match[bytes]", origin: Origin) -> None:
+        self._match = match
+        self._origin = origin
+
+    @property
+    def re(self) -> "re.Pattern[str]":
+        return self._origin.pattern
+
+    @property
+    def lastindex(self) -> int | None:
+        return self._match.lastindex
+
+    def __getitem__(self, group: int | str) -> str | None:
+        text: bytes | None = self._match[group]
+        return None if text is None else text.decode()
+
+    def span(self, group: int | str = 0) -> tuple[int, int]:
+        start, end = self._match.span(group)
+        if start < 0:
+            return start, end
+        character_at = self._origin.stretch.character_at
+        return character_at(start), character_at(end)
+
+    def start(self, group: int | str = 0) -> int:
+        start = self._match.start(group)
+        return start if start < 0 else self._origin.stretch.character_at(start)
+
+
+class _WindowMatch(ViewMatch):
+    """A match in a decoded window. It holds copies of its groups, so that keeping it keeps no window."""
+
+    __slots__ = ("_lastindex", "_pattern", "_regs", "_shift", "_texts")
+
+    def __init__(self, match: "re.Match[str]", shift: int) -> None:
+        self._pattern = match.re
+        self._lastindex = match.lastindex
+        self._texts = (match[0], *match.groups())
+        self._regs = match.regs
+        self._shift = shift
+
+    @property
+    def re(self) -> "re.Pattern[str]":
+        return self._pattern
+
+    @property
+    def lastindex(self) -> int | None:
+        return self._lastindex
+
+    def __getitem__(self, group: int | str) -> str | None:
+        return self._texts[self._number(group)]
+
+    def span(self, group: int | str = 0) -> tuple[int, int]:
+        start, end = self._regs[self._number(group)]
+        return (start, end) if start < 0 else (start + self._shift, end + self._shift)
+
     def _number(self, group: int | str) -> int:
         if isinstance(group, str):
-            if group not in self.re.groupindex:
+            if group not in self._pattern.groupindex:
                 raise IndexError("no such group")
-            return self.re.groupindex[group]
-        if not 0 <= group < len(self._groups):
+            return self._pattern.groupindex[group]
+        if not 0 <= group < len(self._texts):
             raise IndexError("no such group")
         return group
 
 
-def as_bytes_pattern(pattern: "re.Pattern[str]") -> "re.Pattern[bytes] | None":
-    """The pattern that finds in ASCII bytes what `pattern` finds in that text, or None."""
-    if not pattern.pattern.isascii():
-        return None
-    try:
-        return re.compile(pattern.pattern.encode(), pattern.flags & ~re.UNICODE)
-    except (re.error, ValueError):
-        # `\u1234` and `(?u)` exist for `str` only.
-        return None
-
-
-def matches_in_ascii(
-    pattern: "re.Pattern[str]", in_bytes: "re.Pattern[bytes]", text: memoryview
-) -> Iterator[ViewMatch]:
-    """All matches in an ASCII text."""
-    return (ViewMatch(match, 0, pattern) for match in in_bytes.finditer(text))
-
-
-def has_separators(read: Read, length_bytes: int) -> bool:
-    """Whether the text has a character that is white space for `str` but not for `bytes`."""
-    return any(
-        separator in piece
-        for start in range(0, length_bytes, PIECE_BYTES)
-        for piece in (read(start, min(start + PIECE_BYTES, length_bytes)),)
-        for separator in _SEPARATORS
-    )
-
-
-def matches_in_windows(pattern: "re.Pattern[str]", read: Read, length_bytes: int) -> Iterator[ViewMatch]:
-    """All matches in a text of any characters.
+def all_matches(pattern: "re.Pattern[str]", stretch: Stretch) -> Iterator[ViewMatch]:
+    """All matches in a text.
 
     Raises:
         ValueError: A match reaches the end of its window.
     """
+    translate = text_patterns.on_ascii if stretch.is_ascii else text_patterns.on_utf8
+    in_bytes = translate(pattern)
+    if in_bytes is None:
+        return _matches_in_windows(pattern, stretch)
+    return map(_BytesMatch, in_bytes.finditer(stretch.view()), repeat(Origin(stretch, pattern)))
+
+
+def _matches_in_windows(pattern: "re.Pattern[str]", stretch: Stretch) -> Iterator[ViewMatch]:
+    read, length_bytes = stretch.read, stretch.length_bytes
+    needed = text_patterns.needed_start(pattern).encode()
+    reach_bytes = _reach_bytes(pattern)
+    least_bytes = reach_bytes + LEAST_WINDOW_BYTES
+    most_bytes = max(least_bytes, MOST_WINDOW_BYTES)
+    window_bytes = most_bytes
     start = start_character = 0
     while True:
+        if needed:
+            found = find_in(read, needed, start, length_bytes)
+            if found < 0:
+                return
+            # Where matches are rare, little more is decoded than one of them may take.
+            window_bytes = least_bytes if found - start > most_bytes else min(2 * window_bytes, most_bytes)
+            start, start_character = found, stretch.character_at(found)
         behind = _character_start(read, max(0, start - BEHIND_BYTES))
-        end = _character_start(read, min(start + WINDOW_BYTES, length_bytes))
+        end = _character_start(read, min(start + window_bytes, length_bytes))
         is_last = end == length_bytes
         window = read(behind, end).decode()
         first = count_characters(read(behind, start))
-        limit_byte = end if is_last else _character_start(read, end - REACH_BYTES)
+        limit_byte = end if is_last else _character_start(read, end - reach_bytes)
         limit = resume = len(window) - count_characters(read(limit_byte, end))
+        # `$` also matches before a newline that only the window ends with.
+        whole_until = len(window) - 2
+        shift = start_character - first
         for match in pattern.finditer(window, first):
             if not is_last:
                 if match.start() >= limit:
                     break
-                if match.end() == len(window):
-                    raise ValueError(_too_long(pattern, start_character + match.start() - first))
-            yield ViewMatch(match, start_character - first, pattern)
+                if match.end() > whole_until:
+                    raise ValueError(_too_long(pattern, match.start() + shift))
+            yield _WindowMatch(match, shift)
             resume = max(resume, match.end())
         if is_last:
             return
         start = limit_byte + len(window[limit:resume].encode())
         start_character += resume - first
+
+
+def _reach_bytes(pattern: "re.Pattern[str]") -> int:
+    longest = text_patterns.longest_look(pattern)
+    if longest is None:
+        return REACH_BYTES
+    return min(REACH_BYTES, _MOST_BYTES_OF_CHARACTER * (longest + 2))
 
 
 def _character_start(read: Read, offset: int) -> int:
@@ -157,7 +236,3 @@ def _too_long(pattern: "re.Pattern[str]", position: int) -> str:
         f"{pattern.pattern[:100]!r} matches more than a million characters at {position:,}, more than is "
         "looked at together in this text; narrow the pattern, or search in slices"
     )
-
-
-def _as_str(group: str | bytes | None) -> str | None:
-    return group.decode("ascii") if isinstance(group, bytes) else group

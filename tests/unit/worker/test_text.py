@@ -25,8 +25,8 @@ def tiny_pieces() -> Iterator[None]:
     with (
         patch.object(text_bytes, "PIECE_BYTES", 5),
         patch("sandbox_image.worker.interpreter.stretch.PIECE_BYTES", 5),
-        patch.object(text_search, "PIECE_BYTES", 5),
-        patch.object(text_search, "WINDOW_BYTES", 64),
+        patch.object(text_search, "LEAST_WINDOW_BYTES", 24),
+        patch.object(text_search, "MOST_WINDOW_BYTES", 64),
         patch.object(text_search, "REACH_BYTES", 32),
         patch.object(text_search, "BEHIND_BYTES", 8),
     ):
@@ -137,6 +137,11 @@ PATTERNS = [
     r"\u00e9",
     "(?u)a",
     "\U0001f600",
+    r"a\w",
+    r"é+\b",
+    "[^a\n]+",
+    "(?s)a.*?b",
+    r"(?<=\s)a\s",
 ]
 
 
@@ -154,8 +159,9 @@ def test_regular_expressions(text: str, pattern: str) -> None:
 
 def test_a_match_longer_than_a_window_is_refused_not_cut() -> None:
     with pytest.raises(ValueError, match="more than a million characters at 1,"):
-        list(view_of("é" + "a" * 500).finditer("a+"))
-    assert [match.span() for match in view_of("a" * 500).finditer("a+")] == [(0, 500)]
+        list(view_of(" é" + "a" * 500).finditer(r"\w+"))
+    assert [match.span() for match in view_of("a" * 500).finditer(r"\w+")] == [(0, 500)]
+    assert [match.span() for match in view_of("é" + "a" * 500).finditer("a+")] == [(1, 501)]
 
 
 def test_a_str_that_does_not_fit_is_refused_with_the_sizes() -> None:
