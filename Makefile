@@ -14,7 +14,7 @@ SECONDS := 20
 # They send signals to their own process, which a parallel run takes for its own.
 SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 
-.PHONY: help setup engine image demo test-security fuzz local-model-packages test-local-model test-live wheelhouse bundle test-air-gap check format-check lint types imports protos-check unit types-and-unit test protos format clean
+.PHONY: help setup engine image demo bench test-security fuzz local-model-packages test-local-model test-live wheelhouse bundle test-air-gap check format-check lint types imports protos-check unit types-and-unit test protos format clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -50,6 +50,11 @@ test-live: setup ## a handful of runs against the real API: needs ANTHROPIC_API_
 		{ echo "test-live: set ANTHROPIC_API_KEY: these runs ask the real API and cost a few cents" >&2; exit 3; }
 	@$(MAKE) --no-print-directory image
 	@$(BIN)/python -m pytest tests/live -m live --quiet -s $(PYTEST_ARGS)
+
+# Results go to bench/results, the page to docs/performance.md. The machine should be idle.
+bench: image ## measure everything, ours and peers, and write docs/performance.md (15 minutes; NAMES="cells peers" for some)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python -m bench $(NAMES)
 
 bundle: image ## all that a machine without any registry needs, in dist/bundle (docs/air-gap.md)
 	@rm -rf dist/bundle

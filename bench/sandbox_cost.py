@@ -24,8 +24,8 @@ from orchestrator.ids import LOCAL_TENANT
 from orchestrator.machine import open_machine, open_workplace
 
 _OURS_AT_ONCE = 4
-_BARE_AT_ONCE = (1, 2, 3, 4, 6, 8)
-_IN_A_ROUND = {"runc": 24, "runsc": 12}
+_BARE_AT_ONCE = (2, 3, 4, 6)
+_IN_A_ROUND = {"runc": 16, "runsc": 8}
 _ROUNDS = 3
 _AIM = 0.9
 
