@@ -29,4 +29,9 @@ def test_every_promise_has_a_test_or_says_that_it_has_none() -> None:
     promises = re.split(r"^\d+\. ", SPECIFICATION, flags=re.MULTILINE)[1:]
     assert len(promises) > 25
     for promise in promises:
-        assert "::" in promise or "[test pending]" in promise, promise
+        assert "`tests/" in promise or "[test pending]" in promise, promise
+
+
+def test_every_file_that_is_named_exists() -> None:
+    for path in re.findall(r"`(tests/[\w/.]+)", SPECIFICATION):
+        assert (ROOT / path).is_file(), path
