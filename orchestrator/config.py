@@ -10,6 +10,7 @@ from orchestrator.errors import InvalidRequestError
 from orchestrator.models.platforms import Bedrock, Foundry, Platform, Vertex
 from orchestrator.models.provider.environment import environment_for
 from orchestrator.models.provider.sealed import VARIABLE
+from orchestrator.sandbox.pool_rules import WhenEmpty
 from orchestrator.sandbox.runtimes import EVERYBODY
 
 _PREFIX = "RLM_"
@@ -17,6 +18,9 @@ _KNOWN = {
     "RLM_STATE_DIR",
     "RLM_IMAGE",
     "RLM_MAX_SANDBOXES",
+    "RLM_POOL_RUNC",
+    "RLM_POOL_RUNSC",
+    "RLM_POOL_WHEN_EMPTY",
     "RLM_SANDBOX_MEMORY_MIB",
     "RLM_PRICES_FILE",
     "RLM_MODELS_ALLOWED",
@@ -57,6 +61,18 @@ class SandboxSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PoolSettings:
+    """Sandboxes made ahead (docs/pool.md). Each costs some 35 MB while it waits."""
+
+    runc: int = 0
+    """RLM_POOL_RUNC: how many wait with the runtime runc. They count among `max_sandboxes`."""
+    runsc: int = 0
+    """RLM_POOL_RUNSC: likewise with gVisor."""
+    when_empty: WhenEmpty = WhenEmpty.COLD
+    """RLM_POOL_WHEN_EMPTY: `cold`, `queue` or `refuse`; what a run gets when none waits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """All that the process is told by its environment, credentials apart: they have left it (`cli.start`)."""
 
@@ -68,6 +84,7 @@ class Settings:
     max_sandboxes: int = 16
     """RLM_MAX_SANDBOXES: containers at once. A run tree needs max_depth + 1 of them."""
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
     platform: Platform | None = None
     """RLM_PROVIDER: where the models are served; None for Anthropic's own address or a server like it."""
     provider_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -101,11 +118,13 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             f"unknown settings: {', '.join(unknown)}; known are {', '.join(sorted(_KNOWN))}"
         )
     platform = _platform(environment)
+    max_sandboxes = _positive(environment, "RLM_MAX_SANDBOXES", 16)
     return Settings(
         state_dir=Path(environment.get("RLM_STATE_DIR") or _default_state_dir(environment)),
         image=environment.get("RLM_IMAGE", ""),
-        max_sandboxes=_positive(environment, "RLM_MAX_SANDBOXES", 16),
+        max_sandboxes=max_sandboxes,
         sandbox=SandboxSettings(memory_mib=_positive(environment, "RLM_SANDBOX_MEMORY_MIB", 512)),
+        pool=_pool(environment, max_sandboxes),
         platform=platform,
         provider_environment=environment_for(platform, environment),
         prices_file=Path(environment["RLM_PRICES_FILE"]) if environment.get("RLM_PRICES_FILE") else None,
@@ -116,6 +135,23 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
             name for name, on in _DEBUG_SWITCHES.items() if on.fullmatch(environment.get(name, ""))
         ),
     )
+
+
+def _pool(environment: Mapping[str, str], max_sandboxes: int) -> PoolSettings:
+    when_empty = environment.get("RLM_POOL_WHEN_EMPTY") or WhenEmpty.COLD.value
+    if when_empty not in {one.value for one in WhenEmpty}:
+        raise InvalidRequestError(f"RLM_POOL_WHEN_EMPTY must be cold, queue or refuse, not {when_empty!r}")
+    pool = PoolSettings(
+        runc=_whole(environment, "RLM_POOL_RUNC", 0),
+        runsc=_whole(environment, "RLM_POOL_RUNSC", 0),
+        when_empty=WhenEmpty(when_empty),
+    )
+    if pool.runc + pool.runsc > max_sandboxes:
+        raise InvalidRequestError(
+            f"RLM_POOL_RUNC and RLM_POOL_RUNSC are {pool.runc + pool.runsc} together, and RLM_MAX_SANDBOXES"
+            f" allows {max_sandboxes} sandboxes"
+        )
+    return pool
 
 
 def _platform(environment: Mapping[str, str]) -> Platform | None:
@@ -182,9 +218,16 @@ def _default_state_dir(environment: Mapping[str, str]) -> str:
 
 
 def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
+    number = _whole(environment, name, default)
+    if number == 0:
+        raise InvalidRequestError(f"{name} must be a whole number above 0, not {environment[name]!r}")
+    return number
+
+
+def _whole(environment: Mapping[str, str], name: str, default: int) -> int:
     text = environment.get(name, "")
     if not text:
         return default
-    if not text.isdecimal() or int(text) == 0:
-        raise InvalidRequestError(f"{name} must be a whole number above 0, not {text!r}")
+    if not text.isdecimal():
+        raise InvalidRequestError(f"{name} must be a whole number, not {text!r}")
     return int(text)

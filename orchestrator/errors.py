@@ -16,6 +16,7 @@
   |-- ModelError                   the model provider failed
   |-- SandboxError                 the container or what runs in it failed
   |   |-- SandboxStartError
+  |   |-- SandboxBusyError           none is made ahead, and none is to be started
   |   |-- SandboxLostError
   |   `-- GuestProtocolError         the guest broke the protocol; its sandbox is ended
   |-- MachineError                 the machine lacks something; a person has to act
@@ -150,6 +151,10 @@ class SandboxError(OrchestratorError):
 
 class SandboxStartError(SandboxError):
     """The container did not start, or its worker did not dial in before its deadline."""
+
+
+class SandboxBusyError(SandboxError):
+    """No sandbox is ready, and the settings say to start none for it now. Later there may be one."""
 
 
 class SandboxLostError(SandboxError):

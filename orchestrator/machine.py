@@ -10,7 +10,7 @@ from pathlib import Path
 from docker import DockerClient
 
 from orchestrator.cells import Resource
-from orchestrator.config import SandboxSettings, Settings
+from orchestrator.config import PoolSettings, SandboxSettings, Settings
 from orchestrator.contexts.store import ContextStore
 from orchestrator.engine import LookedAt, fit_engine
 from orchestrator.errors import MachineError
@@ -19,6 +19,9 @@ from orchestrator.sandbox import image
 from orchestrator.sandbox.docker_driver import DockerDriver
 from orchestrator.sandbox.instance import Instance, claim_instance
 from orchestrator.sandbox.lease import SandboxLeases
+from orchestrator.sandbox.making import SandboxMaker
+from orchestrator.sandbox.pool import SandboxPool, pooling
+from orchestrator.sandbox.pool_rules import Plan
 from orchestrator.sandbox.posture import TMP_FILES, Resources
 from orchestrator.sandbox.preflight import Objection, sentence, state_dir_objection
 from orchestrator.sandbox.reaper import Reaper, reaping
@@ -46,6 +49,8 @@ class Machine:
     contexts: ContextStore
     leases: SandboxLeases
     slots: SandboxSlots
+    pool: SandboxPool
+    """Where the leases get their sandboxes from."""
     held_to_gvisor: frozenset[str] = frozenset()
     """Ids of tenants, or `*`: see `sandbox.runtimes`."""
     objections: Sequence[Objection] = ()
@@ -88,14 +93,25 @@ async def open_machine(settings: Settings, workplace: Workplace, *, runtime: str
         instance_id=instance.instance_id,
         resources=given,
     )
-    # A sandbox that cannot be ended takes the place of another one.
-    instance.on_leaks = slots.withhold
+    pool = SandboxPool(
+        SandboxMaker(instance, driver), plans(settings.pool, runtime), capacity=settings.max_sandboxes
+    )
+
+    def withhold(count: int) -> None:
+        """A sandbox that cannot be ended takes the place of another one."""
+        slots.withhold(count)
+        pool.withhold(count)
+
+    instance.on_leaks = withhold
     try:
-        async with reaping(Reaper(instance, driver)):
+        async with reaping(Reaper(instance, driver)), pooling(pool):
             yield Machine(
                 contexts=workplace.contexts,
-                leases=SandboxLeases(instance, driver, memory_bytes=given.memory_bytes, sizes=sizes(given)),
+                leases=SandboxLeases(
+                    instance, driver, memory_bytes=given.memory_bytes, sizes=sizes(given), pool=pool
+                ),
                 slots=slots,
+                pool=pool,
                 held_to_gvisor=settings.runsc_tenants,
                 objections=engine.objections,
             )
@@ -114,6 +130,12 @@ def resources(settings: SandboxSettings, runtime: str) -> Resources:
         open_files=settings.open_files,
         file_size_bytes=settings.file_size_mib * _MIB,
     )
+
+
+def plans(settings: PoolSettings, runtime: str) -> dict[str, Plan]:
+    """What is made ahead, of the one runtime that the machine is opened for."""
+    size = settings.runsc if runtime == GVISOR else settings.runc
+    return {runtime: Plan(size=size, when_empty=settings.when_empty)} if size else {}
 
 
 def sizes(given: Resources) -> dict[Resource, int]:

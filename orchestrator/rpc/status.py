@@ -33,6 +33,7 @@ BY_ERROR: dict[type[errors.OrchestratorError], tuple[grpc.StatusCode, "types_pb2
     errors.ModelError: (_Code.UNAVAILABLE, types_pb2.ERROR_REASON_MODEL_FAILED),
     errors.SandboxError: (_Code.ABORTED, types_pb2.ERROR_REASON_CHILD_RUN_FAILED),
     errors.SandboxStartError: (_Code.ABORTED, types_pb2.ERROR_REASON_CHILD_RUN_FAILED),
+    errors.SandboxBusyError: (_Code.ABORTED, types_pb2.ERROR_REASON_CHILD_RUN_FAILED),
     errors.SandboxLostError: (_Code.ABORTED, types_pb2.ERROR_REASON_CHILD_RUN_FAILED),
     errors.GuestProtocolError: (_Code.INVALID_ARGUMENT, types_pb2.ERROR_REASON_INVALID_REQUEST),
     errors.MachineError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),

@@ -1,22 +1,24 @@
 """A run's right to a sandbox: a made one is handed over once, and destroyed with the end of its lease.
 
-A sandbox is never used twice.
+A sandbox is never used twice. It may have been made ahead (`pool.py`); what makes it the run's comes all at
+once and only here: context, services, limits.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from orchestrator.cells import CellClock, CellOutcome, CellResult, Resource
-from orchestrator.errors import EngineError
+from orchestrator.errors import EngineError, SandboxLostError
 from orchestrator.ids import SandboxId
-from orchestrator.limits import LOOK_AT_LOSS_S, SANDBOX_EXPIRY_GRACE_S, RunLimits
+from orchestrator.limits import LOOK_AT_LOSS_S, RunLimits
 from orchestrator.rpc.guest_server import AddServices
 from orchestrator.sandbox.endings import judged, since, why_lost
 from orchestrator.sandbox.instance import Instance
 from orchestrator.sandbox.making import MadeSandbox, SandboxMaker
+from orchestrator.sandbox.pool import SandboxPool
 from orchestrator.sandbox.port import Ending, SandboxDriver
 from orchestrator.sandbox.session import CpuMeter
 
@@ -38,22 +40,25 @@ class LeasedSandbox:
     """A live sandbox that belongs to one run."""
 
     def __init__(
-        self, made: MadeSandbox, driver: SandboxDriver, *, sizes: Mapping[Resource, int], wait_s: float
+        self,
+        made: MadeSandbox,
+        driver: SandboxDriver,
+        *,
+        sizes: Mapping[Resource, int],
+        wait_s: float,
+        hash_seed: int = 0,
     ) -> None:
         self.sandbox_id: SandboxId = made.sandbox_id
         self.runtime = made.runtime
         self.image = driver.image
         self.wait_s = wait_s
         """From asking for it to having it."""
+        self.hash_seed = hash_seed or made.session.hash_seed
+        """The interpreter's seed, for replaying the run."""
         self._session = made.session
         self._driver = driver
         self._sizes = sizes
         self._counters = driver.counters(made.sandbox_id)
-
-    @property
-    def hash_seed(self) -> int:
-        """The interpreter's seed, for replaying the run."""
-        return self._session.hash_seed
 
     async def run_cell(self, code: str, clock: CellClock) -> CellResult:
         """Run one cell under its clock. What goes wrong in the sandbox is in the result."""
@@ -94,6 +99,7 @@ class SandboxLeases:
         *,
         memory_bytes: int,
         sizes: Mapping[Resource, int] | None = None,
+        pool: SandboxPool | None = None,
     ) -> None:
         """Makes leases.
 
@@ -102,8 +108,9 @@ class SandboxLeases:
             driver: Makes them.
             memory_bytes: Of each sandbox.
             sizes: Of what a sandbox has only so much, for telling what a cell used up.
+            pool: Where sandboxes come from; None to make each when it is asked for.
         """
-        self._maker = SandboxMaker(instance, driver)
+        self._pool = pool or SandboxPool(SandboxMaker(instance, driver))
         self._driver = driver
         self._max_str_bytes = memory_bytes // _STR_SHARE
         self._sizes = {Resource.MEMORY: memory_bytes, **(sizes or {})}
@@ -117,6 +124,7 @@ class SandboxLeases:
         guest_services: Sequence[AddServices],
         max_concurrent_calls: int,
         wanted_for_s: float = _WANTED_FOR_S,
+        hash_seed: int = 0,
     ) -> AsyncIterator[LeasedSandbox]:
         """A sandbox for the length of the block, with a context in it and `guest_services` on its socket.
 
@@ -126,17 +134,35 @@ class SandboxLeases:
             guest_services: Built for one run.
             max_concurrent_calls: Sub-calls in flight at once.
             wanted_for_s: After that the run has ended in any case. The container expires a while later.
+            hash_seed: Of a run that is resumed, whose sandbox is never one made ahead. 0 for a new run.
 
         Raises:
             SandboxStartError: It did not start.
+            SandboxLostError: It went away at once.
+            SandboxBusyError: None is ready, and the settings say not to start one.
             EngineError: The engine lacks something.
         """
         asked_s = time.monotonic()
-        expires_at_s = int(time.time() + wanted_for_s) + SANDBOX_EXPIRY_GRACE_S
-        async with self._maker.make(runtime=runtime, expires_at_s=expires_at_s) as made:
+
+        async def begun(stack: AsyncExitStack, *, own: bool) -> MadeSandbox:
+            made = await stack.enter_async_context(
+                self._pool.sandbox(runtime=runtime, wanted_for_s=wanted_for_s, own=own)
+            )
             put_context(made.context_dir)
             made.services.bind(guest_services)
             await made.session.lease(
-                max_concurrent_calls=max_concurrent_calls, max_str_bytes=self._max_str_bytes
+                max_concurrent_calls=max_concurrent_calls,
+                max_str_bytes=self._max_str_bytes,
+                hash_seed=hash_seed,
             )
-            yield LeasedSandbox(made, self._driver, sizes=self._sizes, wait_s=time.monotonic() - asked_s)
+            return made
+
+        async with AsyncExitStack() as stack:
+            try:
+                made = await begun(stack, own=bool(hash_seed))
+            except SandboxLostError:
+                # One that waited can have died unseen. The next is made for this lease, so it ends here.
+                await stack.aclose()
+                made = await begun(stack, own=True)
+            wait_s = time.monotonic() - asked_s
+            yield LeasedSandbox(made, self._driver, sizes=self._sizes, wait_s=wait_s, hash_seed=hash_seed)

@@ -92,6 +92,11 @@ class SandboxSession(sandbox_pb2_grpc.SandboxServiceServicer):
         return self._protocol.hash_seed
 
     @property
+    def over(self) -> asyncio.Future[SandboxError]:
+        """Done when the stream is, with why. Only to be waited for."""
+        return self._over
+
+    @property
     def stream_end(self) -> StreamEnd:
         """How the stream ended, once `run_cell` has said that the sandbox is lost."""
         if self._over.done() and isinstance(self._over.result(), GuestProtocolError):
@@ -109,8 +114,17 @@ class SandboxSession(sandbox_pb2_grpc.SandboxServiceServicer):
             raise SandboxStartError(str(self._over.result()))
         return self._ready.done()
 
-    async def lease(self, *, max_concurrent_calls: int, max_str_bytes: int) -> None:
-        """Hand the sandbox to one run. Its context must be in place."""
+    async def lease(self, *, max_concurrent_calls: int, max_str_bytes: int, hash_seed: int = 0) -> None:
+        """Hand the sandbox to one run. Its context must be in place.
+
+        Args:
+            max_concurrent_calls: Sub-calls in flight at once.
+            max_str_bytes: Up to this size a context text is a real str.
+            hash_seed: Of a run that is resumed: its interpreter starts again, with this seed. 0 for none.
+
+        Raises:
+            SandboxLostError: It went away while it waited.
+        """
         lease = pb.Lease(
             output_head_bytes=OUTPUT_HEAD_BYTES,
             output_tail_bytes=OUTPUT_TAIL_BYTES,
@@ -118,6 +132,7 @@ class SandboxSession(sandbox_pb2_grpc.SandboxServiceServicer):
             max_concurrent_calls=max_concurrent_calls,
             max_prompt_bytes=MAX_PROMPT_BYTES,
             max_str_bytes=max_str_bytes,
+            hash_seed=hash_seed,
         )
         await self._send(pb.AttachResponse(lease=lease))
 
