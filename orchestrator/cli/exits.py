@@ -45,7 +45,7 @@ def tell(text: str, *, max_chars: int = MAX_LINE_CHARS) -> None:
 
 def tell_block(text: str) -> None:
     """Lines on stderr. Those behind the first are set in, so that no text can forge a line of ours."""
-    _write(sys.stderr, visible(text.rstrip("\n").replace("\n", "\n    ")))
+    _write(sys.stderr, visible(text.rstrip("\n").expandtabs(4).replace("\n", "\n    ")))
 
 
 def complain(error: OrchestratorError) -> None:
