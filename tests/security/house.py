@@ -190,7 +190,11 @@ class House:
 
     @asynccontextmanager
     async def sandbox(
-        self, text: str = "nothing to see", *, guest_services: Sequence[AddServices] = ()
+        self,
+        text: str = "nothing to see",
+        *,
+        guest_services: Sequence[AddServices] = (),
+        hash_seed: int = 0,
     ) -> AsyncIterator["Inmate"]:
         """A leased sandbox for the length of the block, with nobody at its broker's end."""
         tenant = somebody()
@@ -201,6 +205,7 @@ class House:
                 runtime=self.runtime,
                 guest_services=guest_services,
                 max_concurrent_calls=8,
+                hash_seed=hash_seed,
             ) as leased:
                 container = await asyncio.to_thread(
                     self.engine.api.inspect_container, f"rlm-{leased.sandbox_id}"

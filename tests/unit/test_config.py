@@ -6,6 +6,7 @@ import pytest
 from orchestrator.config import read_settings
 from orchestrator.errors import InvalidRequestError
 from orchestrator.models.credentials import NAMES
+from orchestrator.sandbox.pool_rules import WhenEmpty
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -26,6 +27,28 @@ def test_every_setting_is_read() -> None:
     )
     assert settings.state_dir == Path("/state")
     assert (settings.image, settings.max_sandboxes, settings.sandbox.memory_mib) == ("sha256:1", 3, 256)
+
+
+def test_nothing_is_made_ahead_unless_the_settings_say_so() -> None:
+    pool = read_settings({"HOME": "/home/me"}).pool
+    assert (pool.runc, pool.runsc, pool.when_empty) == (0, 0, WhenEmpty.COLD)
+    asked = {"RLM_POOL_RUNC": "2", "RLM_POOL_RUNSC": "0", "RLM_POOL_WHEN_EMPTY": "queue"}
+    pool = read_settings({"HOME": "/home/me", **asked}).pool
+    assert (pool.runc, pool.runsc, pool.when_empty) == (2, 0, WhenEmpty.QUEUE)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RLM_POOL_RUNC": "-1"},
+        {"RLM_POOL_RUNSC": "some"},
+        {"RLM_POOL_WHEN_EMPTY": "wait"},
+        {"RLM_POOL_RUNC": "2", "RLM_POOL_RUNSC": "2", "RLM_MAX_SANDBOXES": "3"},
+    ],
+)
+def test_a_pool_that_makes_no_sense_is_refused_by_name(environment: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequestError, match=next(iter(environment))):
+        read_settings(environment)
 
 
 def test_a_misspelt_setting_stops_the_process_and_is_named() -> None:
