@@ -27,6 +27,9 @@ class PrivateEngine:
     def up(self) -> DockerClient:
         """A client of the running engine."""
         arguments = [
+            # An engine without a bridge removes docker0, which belongs to the machine's own one.
+            "unshare",
+            "--net",
             "dockerd",
             f"--data-root={self.directory / 'data'}",
             f"--exec-root={self.directory / 'exec'}",
