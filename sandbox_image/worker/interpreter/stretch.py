@@ -84,6 +84,10 @@ class Stretch:
             return byte
         return self.blob.landmarks.character_at(self.place.offset + byte) - self._characters_before
 
+    def newlines_before(self, byte: int) -> int:
+        """How many newlines there are before a byte."""
+        return self.blob.landmarks.newlines_before(self.place.offset + byte) - self._newlines_before
+
     def line_start(self, line: int) -> int:
         """Where a line starts, counted from 0; the end of the text where there are not so many."""
         if line == 0:

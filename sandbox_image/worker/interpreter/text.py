@@ -3,28 +3,31 @@
 import itertools
 import re
 from collections.abc import Iterator
-from typing import SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
 
 from sandbox_image.worker.interpreter.stretch import Stretch
-from sandbox_image.worker.interpreter.text_bytes import count_in, find_in, split_lines
+from sandbox_image.worker.interpreter.text_bytes import count_in, find_in, rfind_in, split_lines
 from sandbox_image.worker.interpreter.text_search import ViewMatch, all_matches
 
 _SHOWN_CHARACTERS = 60
 
 _USE_INSTEAD = (
     "slice it to get a str, as in context[a:b], or use find, count, lines(), line_range(), chunks(), "
-    "search() or finditer()"
+    "search(), findall() or finditer()"
 )
 
 
 class TextView:
     """A text larger than this sandbox holds as a `str`, with most of what a `str` can do.
 
-    len(t), t[i], t[a:b], t[a:b:step]      in characters; a slice is a str, or a TextView if it is still too
-    large x in t, t.find(x), t.index(x), t.count(x), t.startswith(x), t.endswith(x), t == x
+    len(t), t[i], t[a:b], t[a:b:step]      in characters; a slice is a str, or a TextView if it is too large
+    x in t, t == x, t.count(x)             as str has them, and so are the next two lines
+    t.find(x), t.rfind(x), t.index(x), t.rindex(x)
+    t.startswith(x), t.endswith(x), t.isascii()
     t.lines()                              the lines one by one, without their ends
     t.line_range(a, b)                     lines a to b-1 as a list
-    t.search(pattern), t.finditer(pattern) regular expressions; matches have positions in t
+    t.line_count(), t.line_number(i)       how many lines; in which one, from 0, character i is
+    t.search(p), t.finditer(p), t.findall(p)  regular expressions; matches have positions in t
     t.chunks(n, overlap=0)                 pieces of n characters, as str
     str(t)                                 the whole, if it fits
 
@@ -109,6 +112,27 @@ class TextView:
             raise ValueError("substring not found")
         return found
 
+    def rfind(self, sub: str, start: int | None = None, end: int | None = None) -> int:
+        """The last position of `sub` in t[start:end], or -1."""
+        first, last = self._bounds(start, end)
+        if first > last:
+            return -1
+        found = rfind_in(
+            self.stretch.read, _encode(sub), self.stretch.byte_of(first), self.stretch.byte_of(last)
+        )
+        return -1 if found < 0 else self.stretch.character_at(found)
+
+    def rindex(self, sub: str, start: int | None = None, end: int | None = None) -> int:
+        """As `rfind`, but raises ValueError where there is none."""
+        found = self.rfind(sub, start, end)
+        if found < 0:
+            raise ValueError("substring not found")
+        return found
+
+    def isascii(self) -> bool:
+        """Whether all characters are ASCII."""
+        return self.stretch.is_ascii
+
     def count(self, sub: str, start: int | None = None, end: int | None = None) -> int:
         """How often `sub` occurs in t[start:end], without overlaps."""
         first, last = self._bounds(start, end)
@@ -157,6 +181,19 @@ class TextView:
         first_byte, last_byte = self.stretch.line_start(start), self.stretch.line_start(end)
         return list(split_lines(self.stretch.read, first_byte, last_byte, False))
 
+    def line_count(self) -> int:
+        """How many lines() there are."""
+        newlines = self.stretch.newlines_before(self.stretch.length_bytes)
+        return newlines + (len(self) > 0 and not self.endswith("\n"))
+
+    def line_number(self, position: int) -> int:
+        """The line, counted from 0, that the character at a position is in; a line's end is part of it.
+
+        Raises:
+            IndexError: There is no such character.
+        """
+        return self.stretch.newlines_before(self.stretch.byte_of(range(len(self))[position]))
+
     def chunks(self, n_chars: int, overlap: int = 0) -> Iterator[str]:
         """Pieces of `n_chars` characters, each starting `overlap` before the end of the one before it.
 
@@ -183,6 +220,16 @@ class TextView:
     def search(self, pattern: "str | re.Pattern[str]", flags: int = 0) -> ViewMatch | None:
         """The first match of a regular expression, or None."""
         return next(self.finditer(pattern, flags), None)
+
+    def findall(self, pattern: "str | re.Pattern[str]", flags: int = 0) -> list[Any]:
+        """As `re.findall`: all matches, or of each its group, or a tuple of its groups. All in memory."""
+        compiled = re.compile(pattern, flags)
+        matches = all_matches(compiled, self.stretch)
+        if compiled.groups == 0:
+            return [match[0] for match in matches]
+        if compiled.groups == 1:
+            return [match[1] or "" for match in matches]
+        return [match.groups("") for match in matches]
 
     def _bounds(self, start: int | None, end: int | None) -> tuple[int, int]:
         """Bounds as `str.find` takes them: a start beyond the text finds nothing, not even ''."""

@@ -26,6 +26,19 @@ def find_in(read: Read, sub: bytes | None, start: int, end: int) -> int:
     return -1
 
 
+def rfind_in(read: Read, sub: bytes | None, start: int, end: int) -> int:
+    """The last offset of `sub` within `start` to `end`, or -1; also for None, which is no UTF-8."""
+    if sub is None:
+        return -1
+    while start + len(sub) <= end:
+        piece_start = max(start, end - PIECE_BYTES - len(sub) + 1)
+        found = read(piece_start, end).rfind(sub)
+        if found >= 0:
+            return piece_start + found
+        end = piece_start + len(sub) - 1
+    return -1
+
+
 def count_in(read: Read, sub: bytes | None, start: int, end: int) -> int:
     """How often `sub`, not empty, occurs within `start` to `end`, without overlaps."""
     if sub is None:

@@ -64,6 +64,7 @@ def test_slices_too_large_for_a_str_are_views(text: str, start: int | None, end:
 def test_searching(text: str, sub: str, start: int | None, end: int | None) -> None:
     view = view_of(text)
     assert view.find(sub, start, end) == text.find(sub, start, end)
+    assert view.rfind(sub, start, end) == text.rfind(sub, start, end)
     assert view.count(sub, start, end) == text.count(sub, start, end)
     assert view.startswith(sub, start, end) == text.startswith(sub, start, end)
     assert view.endswith(sub, start, end) == text.endswith(sub, start, end)
@@ -83,6 +84,7 @@ def test_single_characters_iteration_and_equality(text: str) -> None:
     assert view != text[:-1] + ("\x01" if text[-1:] == "\x00" else "\x00")
     assert str(view) == text
     assert f"{view}" == text
+    assert view.isascii() == text.isascii()
 
 
 @given(TEXTS.map(valid), st.integers(0, 20), st.integers(0, 20))
@@ -94,6 +96,11 @@ def test_lines(text: str, start: int, end: int) -> None:
     assert list(view.lines()) == expected
     assert "".join(view.lines(keepends=True)) == text
     assert view.line_range(start, end) == expected[start:end]
+    assert view.line_count() == len(expected)
+    numbers = [text[:place].count("\n") for place in range(len(text))]
+    assert [view.line_number(place) for place in range(len(text))] == numbers
+    with pytest.raises(IndexError):
+        view.line_number(len(text))
 
 
 @given(TEXTS.map(valid), st.integers(1, 9), st.integers(0, 8))
@@ -131,6 +138,7 @@ PATTERNS = [
     "a(?!b)",
     "(?i)ß",
     "(?P<one>a)|(b)",
+    "(a)|b",
     "[^a]",
     ".",
     "(?s).",
@@ -155,6 +163,7 @@ def test_regular_expressions(text: str, pattern: str) -> None:
     assert [match.groupdict() for match in found] == [match.groupdict() for match in expected]
     assert [match[0] for match in found] == [match[0] for match in expected]
     assert [match.lastgroup for match in found] == [match.lastgroup for match in expected]
+    assert view_of(text).findall(pattern) == re.findall(pattern, text)
 
 
 def test_a_match_longer_than_a_window_is_refused_not_cut() -> None:
@@ -169,6 +178,13 @@ def test_a_str_that_does_not_fit_is_refused_with_the_sizes() -> None:
         ValueError, match="500 characters take up to 500 bytes as a str, and this sandbox allows 9"
     ):
         str(view_of("a" * 500, max_str_bytes=9))
+
+
+def test_what_is_not_there_has_no_index() -> None:
+    assert (view_of("aba").index("a"), view_of("aba").rindex("a")) == (0, 2)
+    for search in (view_of("aba").index, view_of("aba").rindex):
+        with pytest.raises(ValueError, match="not found"):
+            search("c")
 
 
 def test_a_method_it_lacks_says_what_to_use() -> None:
