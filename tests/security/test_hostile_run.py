@@ -165,6 +165,7 @@ async def hostile_runs(house: House, stories: list[Story]) -> None:
 @pytest.mark.case("Q01", "Q02", "Q06", "Q08", "E14")
 @pytest.mark.parametrize("runtime", ["runc"])
 @pytest.mark.timeout(240)
+@pytest.mark.alone
 async def test_an_obedient_hostile_run_costs_an_honest_one_no_more_than_half_its_time(house: House) -> None:
     """What else the machine does can only make it slower: the best of three rounds counts, each alone first.
 

@@ -82,6 +82,7 @@ async def until(what: str, is_so: object, *, within_s: float) -> None:
 
 
 @pytest.mark.case("F01", "A04")
+@pytest.mark.alone
 async def test_of_an_orchestrator_killed_in_the_middle_of_its_runs_nothing_is_left_after_the_next_start(
     settings: Settings, engine: DockerClient, runtime: str
 ) -> None:

@@ -178,6 +178,7 @@ for child in children: os.waitpid(child, 0)
 
 
 @pytest.mark.case("E07")
+@pytest.mark.alone
 async def test_e07_64_busy_threads_get_one_sandboxs_share_of_the_processors(house: House) -> None:
     async with beside_a_neighbour(house) as victim:
         await victim.says("pass")
@@ -216,6 +217,7 @@ print(count, why, len(processes))
 
 
 @pytest.mark.case("E12")
+@pytest.mark.alone
 async def test_e12_open_files_end_at_the_sandboxs_limit_and_cost_the_host_none(house: House) -> None:
     async with beside_a_neighbour(house) as victim:
         mine, of_all = own_open_files(), open_files_of_host()

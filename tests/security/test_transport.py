@@ -449,6 +449,7 @@ async def test_the_most_that_one_guest_can_make_us_hold_is_a_few_hundred_megabyt
         "b'`' * (1 << 20)",
     ],
 )
+@pytest.mark.alone
 async def test_g15_no_prompt_keeps_the_loop_from_its_work(prompt: str) -> None:
     """`python -m bench.transport` has the figures.
 
