@@ -34,6 +34,13 @@ from tests.security.private_engine import PrivateEngine, private_engine
 # docker-py leaves a socket open for each connection that is refused, and Python finds it at some later time.
 pytestmark = pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning")
 
+
+@pytest.fixture(autouse=True)
+def sockets_are_found_here_and_not_in_another_test() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
 _DEADLINE_S = 3.0
 """Of engine calls in these tests; the real ones are longer."""
 _OTHERS_MUST_END_WITHIN_S = 60.0
@@ -210,8 +217,6 @@ def private(engine: DockerClient, image_id: str) -> Iterator[PrivateEngine]:
         pytest.skip("NOT TESTED: an engine of one's own takes root and dockerd")
     with private_engine(engine, image_id) as started:
         yield started
-    # What a last exception still held.
-    gc.collect()
 
 
 @pytest.mark.case("F09")
