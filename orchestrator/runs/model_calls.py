@@ -1,7 +1,9 @@
 """Every call to a model, of turns and sub-calls alike: reserve, journal, call, settle.
 
 One hold per attempt, taken when a provider slot is free, so that only what is in flight holds anything.
-The settlement is synchronous and in a `finally`: nothing can come between an attempt and its bill.
+The settlement is synchronous and in a `finally`: nothing can come between an attempt and its bill. It is
+posted to the record: what came of the call is recorded behind it, and nobody hears of that before both are
+stored.
 """
 
 import asyncio
@@ -172,7 +174,7 @@ class ModelCalls:
                 confirmed=confirmed,
                 unconfirmed=unconfirmed,
             )
-            await recorder.record(settled, ledger_entries=(entry,))
+            recorder.post(settled, ledger_entries=(entry,))
 
     def _request(self, wish: Wish, max_tokens: int) -> ModelRequest:
         left_s = self.left_s()

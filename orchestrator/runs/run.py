@@ -152,7 +152,7 @@ class _Run:
         while True:
             for action in actions:
                 if isinstance(action, turn.Compacted):
-                    await self._recorder.record(
+                    self._recorder.post(
                         HistoryCompacted(
                             turn=self._turn, reports=action.reports, freed_bytes=action.freed_bytes
                         )
@@ -178,7 +178,7 @@ class _Run:
         system, python_tool = prompts.system(self._tree.dialect), self._tree.dialect is Dialect.TOOLS
         bound = input_bound_tokens(system, ask.conversation, python_tool=python_tool)
         sent_bytes = request_bytes(system, ask.conversation)
-        await self._recorder.record(TurnStarted(turn=ask.turn, request_bytes=sent_bytes))
+        self._recorder.post(TurnStarted(turn=ask.turn, request_bytes=sent_bytes))
         output_tokens, least_output_tokens = self._turn_output(ask)
         wish = Wish(
             call=self._call_name(ask.turn),
@@ -255,7 +255,7 @@ class _Run:
             wanted_for_s=self._tree.calls.left_s(),
         )
         sandbox = self._sandbox = await self._lease.enter_async_context(lease)
-        await self._recorder.record(
+        self._recorder.post(
             SandboxLeased(
                 sandbox_id=sandbox.sandbox_id,
                 runtime=sandbox.runtime,
@@ -283,7 +283,7 @@ class _Run:
 
     async def _run_cell(self, cell: turn.RunCell) -> turn.Event:
         assert self._sandbox is not None, "a cell follows a lease"  # noqa: S101 - the loop's own order
-        await self._recorder.record(
+        self._recorder.post(
             CellStarted(
                 turn=self._turn,
                 code=self._recorder.text(cell.code),

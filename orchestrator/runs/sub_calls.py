@@ -424,7 +424,8 @@ class SubCalls:
         started_s = time.monotonic()
         answer, error, error_kind, memoised = "", "the cell ended first", RunCancelledError.__name__, False
         try:
-            await self._recorder.record(call.started)
+            # Stored no later than the hold of its first attempt, or its end.
+            self._recorder.post(call.started)
             result = await request.work(call)
             answer, error, error_kind, memoised = result.text, "", "", result.memoised
             return result

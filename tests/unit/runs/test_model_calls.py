@@ -38,7 +38,11 @@ def wish(tree: FakeTree, **more: object) -> Wish:
 
 
 async def ask(tree: FakeTree, **more: object) -> Completion:
-    return await tree.calls.ask(wish(tree, **more), tree.account, tree.recorder)
+    try:
+        return await tree.calls.ask(wish(tree, **more), tree.account, tree.recorder)
+    finally:
+        # Settlements are posted: waiting for what comes behind them is waiting for them.
+        await tree.recorder.record()
 
 
 def failure(billing: Billing, *, retryable: bool = False) -> ModelError:

@@ -3,7 +3,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from orchestrator.ids import RunId
+from orchestrator.budget import ZERO
+from orchestrator.ids import LOCAL_TENANT, RunId
 from orchestrator.runs.recorder import Recorder
 from orchestrator.store.memory import MemoryRunStore
 from orchestrator.store.port import LedgerEntry
@@ -22,6 +23,7 @@ class SlowStore(MemoryRunStore):
     def __init__(self) -> None:
         super().__init__()
         self.fail_with: Exception | None = None
+        self.appends = 0
 
     async def append(
         self,
@@ -33,6 +35,7 @@ class SlowStore(MemoryRunStore):
         ledger_entries: Sequence[LedgerEntry] = (),
     ) -> None:
         await asyncio.sleep(0)
+        self.appends += 1
         if self.fail_with is not None:
             raise self.fail_with
         await super().append(run_id, expected_seq, events, blobs=blobs, ledger_entries=ledger_entries)
@@ -116,3 +119,74 @@ async def test_an_event_that_could_not_be_stored_leaves_no_gap_and_keeps_its_tex
     await recorder.record(turn(2))
     assert [event.seq for event in await stored(store)] == [0]
     assert await store.blob(text.sha256) is not None
+
+
+async def test_what_comes_while_a_write_is_under_way_is_written_at_once() -> None:
+    store = SlowStore()
+    recorder = Recorder(RUN, store, ())
+    await asyncio.gather(*(recorder.record(turn(number)) for number in range(1_000)))
+    assert len(await stored(store)) == 1_000
+    assert store.appends <= 2
+
+
+async def test_what_was_posted_is_stored_before_what_is_recorded_after_it() -> None:
+    store = SlowStore()
+    seen: list[Event] = []
+    recorder = Recorder(RUN, store, (seen.append,))
+    recorder.post(turn(1), turn(2))
+    await recorder.record(turn(3))
+    assert [event.payload for event in await stored(store)] == [turn(1), turn(2), turn(3)]
+    assert seen == await stored(store)
+
+
+async def test_what_was_posted_is_stored_soon_also_when_nothing_follows() -> None:
+    store = SlowStore()
+    recorder = Recorder(RUN, store, ())
+    recorder.post(turn(1))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert [event.payload for event in await stored(store)] == [turn(1)]
+
+
+async def test_what_was_posted_outlives_a_failed_write_and_what_was_recorded_does_not() -> None:
+    store = SlowStore()
+    entry = LedgerEntry(
+        tenant_id=LOCAL_TENANT, run_id=RUN, call="turn-1", attempt=1, confirmed=ZERO, unconfirmed=ZERO
+    )
+    recorder = Recorder(RUN, store, ())
+    store.fail_with = OSError("disk full")
+    recorder.post(turn(1), ledger_entries=(entry,))
+    with pytest.raises(OSError, match="disk full"):
+        await recorder.record(turn(2))
+    store.fail_with = None
+    await recorder.record(turn(3))
+    events = await stored(store)
+    assert [(event.seq, event.payload) for event in events] == [(0, turn(1)), (1, turn(3))]
+    assert store.ledger_entries == [entry]
+
+
+async def test_a_writer_that_was_cancelled_hears_of_a_failed_write_as_the_cause() -> None:
+    store = SlowStore()
+    store.fail_with = OSError("disk full")
+    task = asyncio.create_task(Recorder(RUN, store, ()).record(turn(1)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await task
+    assert isinstance(raised.value.__cause__, OSError)
+
+
+async def test_an_observer_that_fails_takes_nothing_from_the_record_or_from_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = SlowStore()
+    seen: list[Event] = []
+
+    def fail(event: Event) -> None:
+        raise RuntimeError("cannot bear it")
+
+    recorder = Recorder(RUN, store, (fail, seen.append))
+    await recorder.record(turn(1))
+    await recorder.record(turn(2))
+    assert seen == await stored(store)
+    assert "an observer of events failed" in caplog.text
