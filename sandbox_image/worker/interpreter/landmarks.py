@@ -16,6 +16,8 @@ _CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
 class _Known(NamedTuple):
     byte: int
     character: int
+    gap_end: int
+    """The landmark after it."""
 
 
 class Landmarks:
@@ -34,7 +36,7 @@ class Landmarks:
         self._widths = numbers[3::_COLUMNS]
         self._read = read
         # The last answer. Whoever goes through a text asks for one position after the other.
-        self._last = _Known(0, 0)
+        self._last = _Known(0, 0, 0)
 
     def byte_of(self, character: int) -> int:
         """Where a character of the blob starts; the end of the blob for the one after the last."""
@@ -48,21 +50,18 @@ class Landmarks:
         if self._last.byte >= start and self._last.character <= character:
             start, rest = self._last.byte, character - self._last.character
         byte = start + len(self._read(start, end).decode()[:rest].encode())
-        self._last = _Known(byte, character)
+        self._last = _Known(byte, character, end)
         return byte
 
     def character_at(self, byte: int) -> int:
         """How many characters start before a byte at the start of one."""
-        gap = bisect_right(self._bytes, byte) - 1
-        known = _Known(self._bytes[gap], self._characters[gap])
-        if gap + 1 < len(self._bytes):
-            gap_bytes = self._bytes[gap + 1] - known.byte
-            if gap_bytes == self._characters[gap + 1] - known.character:
-                return known.character + byte - known.byte
-        if known.byte <= self._last.byte <= byte:
-            known = self._last
+        known = self._last
+        if not known.byte <= byte < known.gap_end:
+            gap = bisect_right(self._bytes, byte) - 1
+            gap_end = self._bytes[min(gap + 1, len(self._bytes) - 1)]
+            known = _Known(self._bytes[gap], self._characters[gap], gap_end)
         character = known.character + count_characters(self._read(known.byte, byte))
-        self._last = _Known(byte, character)
+        self._last = _Known(byte, character, known.gap_end)
         return character
 
     def newlines_before(self, byte: int) -> int:

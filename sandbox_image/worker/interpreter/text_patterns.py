@@ -35,7 +35,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 # The parser is not documented, and has no types.
 _parser: Any = import_module("re._parser")
@@ -43,6 +43,7 @@ _compiler: Any = import_module("re._compiler")
 _op: Any = import_module("re._constants")
 _sre: Any = import_module("_sre")
 
+_NEWLINE = 10
 _ASCII_END = 128
 _LAST_CHARACTER = 0x10FFFF
 # Under IGNORECASE `str` also has these match U+0130 and U+0131, U+212A, U+017F.
@@ -72,6 +73,17 @@ class _Next(enum.IntEnum):
     """Something that only holds between two characters."""
 
 
+class Reach(NamedTuple):
+    """How far around the start of a match lies what it depends on."""
+
+    behind: int
+    """Characters before it."""
+    characters: int | None
+    """Characters from it on; None for any number."""
+    newlines: int | None
+    """Newlines that it, with what it looks at, can go beyond; None for any number."""
+
+
 class _Beyond(enum.Enum):
     """Which characters beyond ASCII an item matches."""
 
@@ -97,14 +109,20 @@ def needed_start(pattern: "re.Pattern[str]") -> str:
     return "".join(start)
 
 
-def longest_look(pattern: "re.Pattern[str]") -> int | None:
-    """How many characters from its start a match can depend on, or None for any number."""
+def reach(pattern: "re.Pattern[str]") -> Reach:
+    """How far from its first character a match can look."""
     tree = _parse(pattern)
-    if any(op in (_op.ASSERT, _op.ASSERT_NOT) for op, _ in _all_items(tree)):
-        return None
-    longest: int = tree.getwidth()[1]
-    # One more for the assertions that look at the next character, two for `$`.
-    return None if longest >= _op.MAXREPEAT else longest + 2
+    flags = pattern.flags
+    asserted = [value for op, value in _all_items(tree) if op in (_op.ASSERT, _op.ASSERT_NOT)]
+    ahead = [inside for direction, inside in asserted if direction > 0]
+    behind = sum(inside.getwidth()[1] for direction, inside in asserted if direction < 0)
+    longest = tree.getwidth()[1] + sum(inside.getwidth()[1] for inside in ahead)
+    return Reach(
+        # More by one for the places that look at the next or the last character, by two for `$`.
+        behind=behind + 1,
+        characters=None if longest >= _op.MAXREPEAT else longest + 2,
+        newlines=_most_newlines(tree.data, flags),
+    )
 
 
 def _compiled(
@@ -368,6 +386,57 @@ def _collect_start(items: Sequence[_Item], flags: int, start: list[str]) -> bool
         elif op not in (_op.AT, _op.ASSERT, _op.ASSERT_NOT):
             return False
     return True
+
+
+def _most_newlines(items: Sequence[_Item], flags: int) -> int | None:
+    """How many newlines these items can take or look at, each in its turn."""
+    most = 0
+    for op, value in items:
+        one = _newlines_of(op, value, flags)
+        if one is None:
+            return None
+        most += one
+    return most
+
+
+def _newlines_of(op: Any, value: Any, flags: int) -> int | None:
+    if op in (_op.LITERAL, _op.NOT_LITERAL, _op.ANY, _op.IN):
+        return int(_takes_newline(op, value, flags))
+    if op is _op.AT:
+        return 0
+    if op is _op.SUBPATTERN:
+        _, add, remove, tree = value
+        return _most_newlines(tree.data, _flags_within(flags, add, remove))
+    if op is _op.ATOMIC_GROUP:
+        return _most_newlines(value.data, flags)
+    if op in (_op.ASSERT, _op.ASSERT_NOT):
+        return _most_newlines(value[1].data, flags) if value[0] > 0 else 0
+    if op is _op.BRANCH:
+        branches = [_most_newlines(tree.data, flags) for tree in value[1]]
+        known = [one for one in branches if one is not None]
+        return max(known) if len(known) == len(branches) else None
+    if op in (_op.MAX_REPEAT, _op.MIN_REPEAT, _op.POSSESSIVE_REPEAT):
+        _, most, tree = value
+        once = _most_newlines(tree.data, flags)
+        if once == 0:
+            return 0
+        return None if once is None or most == _op.MAXREPEAT else int(once * most)
+    return None  # a back-reference may take what a group took, again and again
+
+
+def _takes_newline(op: Any, value: Any, flags: int) -> bool:
+    if op is _op.ANY:
+        return bool(flags & re.DOTALL)
+    if op is _op.IN:
+        is_negated = value[0][0] is _op.NEGATE
+        return is_negated != any(_class_takes_newline(*item) for item in value[is_negated:])
+    return bool((op is _op.LITERAL) == (value == _NEWLINE))
+
+
+def _class_takes_newline(op: Any, value: Any) -> bool:
+    if op is _op.CATEGORY:
+        return value in (_op.CATEGORY_SPACE, _op.CATEGORY_NOT_DIGIT, _op.CATEGORY_NOT_WORD)
+    return bool(value == _NEWLINE if op is _op.LITERAL else value[0] <= _NEWLINE <= value[1])
 
 
 def _all_items(tree: Any) -> Iterator[_Item]:

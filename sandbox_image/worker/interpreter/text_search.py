@@ -3,16 +3,16 @@
 Two ways:
 
 * On the bytes of the file, where `text_patterns` knows that this means the same. Exact.
-* Else the text is decoded in windows. A window reaches beyond the last place where a match of it may start:
-  as far as the pattern can look, and `REACH_BYTES` where that has no limit. So it is exact for matches that
-  are shorter, and look no further ahead, than that; a match that touches the window's end is refused. (A
-  greedy `.*` that crosses lines finds its last chance in the window, not in the text.) What cannot hold the
-  beginning of a match is not decoded.
+* Else the text is decoded in windows. A window reaches beyond the last place where a match of it may start,
+  as far as the pattern can look: some characters, some lines, or no one knows. For the last, and for longer
+  lines, it reaches `REACH_BYTES`; so it is exact for matches that are shorter, and look no further ahead,
+  than that, and a match that touches the window's end is refused. (A greedy `.*` that crosses lines finds
+  its last chance in the window, not in the text.) What cannot hold the beginning of a match is not decoded.
 """
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -21,20 +21,21 @@ from sandbox_image.worker.interpreter.landmarks import count_characters
 from sandbox_image.worker.interpreter.stretch import Stretch
 from sandbox_image.worker.interpreter.text_bytes import Read, find_in
 
-# How much is decoded at a time: what stays in the processor's cache, or much more than a window's reach.
-LEAST_WINDOW_BYTES = 262_144
-MOST_WINDOW_BYTES = 4 * 1_048_576
+# In how much matches may start that is decoded at a time: little where they are rare, what stays in the
+# processor's cache where they are not, and much more than the reach where that is long.
+LEAST_WINDOW_BYTES = 4_096
+MOST_WINDOW_BYTES = 1_048_576
+MOST_FAR_WINDOW_BYTES = 4 * 1_048_576
 REACH_BYTES = 1_048_576
-# How far back a window shows what is before its first possible match. Look-behinds have a fixed width.
-BEHIND_BYTES = 65_536
 _MOST_BYTES_OF_CHARACTER = 4
 
 
 class Origin(NamedTuple):
     """What all matches of one search share."""
 
-    stretch: Stretch
     pattern: "re.Pattern[str]"
+    character_at: Callable[[int], int] | None
+    """Which character starts at a byte; None where they are the same."""
 
 
 class ViewMatch(ABC):
@@ -117,14 +118,15 @@ class _BytesMatch(ViewMatch):
 
     def span(self, group: int | str = 0) -> tuple[int, int]:
         start, end = self._match.span(group)
-        if start < 0:
+        character_at = self._origin.character_at
+        if character_at is None or start < 0:
             return start, end
-        character_at = self._origin.stretch.character_at
         return character_at(start), character_at(end)
 
     def start(self, group: int | str = 0) -> int:
         start = self._match.start(group)
-        return start if start < 0 else self._origin.stretch.character_at(start)
+        character_at = self._origin.character_at
+        return start if character_at is None or start < 0 else character_at(start)
 
 
 class _WindowMatch(ViewMatch):
@@ -170,19 +172,21 @@ def all_matches(pattern: "re.Pattern[str]", stretch: Stretch) -> Iterator[ViewMa
     Raises:
         ValueError: A match reaches the end of its window.
     """
-    translate = text_patterns.on_ascii if stretch.is_ascii else text_patterns.on_utf8
-    in_bytes = translate(pattern)
+    if stretch.is_ascii:
+        in_bytes, character_at = text_patterns.on_ascii(pattern), None
+    else:
+        in_bytes, character_at = text_patterns.on_utf8(pattern), stretch.character_at
     if in_bytes is None:
         return _matches_in_windows(pattern, stretch)
-    return map(_BytesMatch, in_bytes.finditer(stretch.view()), repeat(Origin(stretch, pattern)))
+    return map(_BytesMatch, in_bytes.finditer(stretch.view()), repeat(Origin(pattern, character_at)))
 
 
 def _matches_in_windows(pattern: "re.Pattern[str]", stretch: Stretch) -> Iterator[ViewMatch]:
     read, length_bytes = stretch.read, stretch.length_bytes
     needed = text_patterns.needed_start(pattern).encode()
-    reach_bytes = _reach_bytes(pattern)
-    least_bytes = reach_bytes + LEAST_WINDOW_BYTES
-    most_bytes = max(least_bytes, MOST_WINDOW_BYTES)
+    reach = text_patterns.reach(pattern)
+    reaches_far = reach.characters is None and reach.newlines is None
+    most_bytes = MOST_FAR_WINDOW_BYTES if reaches_far else MOST_WINDOW_BYTES
     window_bytes = most_bytes
     start = start_character = 0
     while True:
@@ -190,38 +194,54 @@ def _matches_in_windows(pattern: "re.Pattern[str]", stretch: Stretch) -> Iterato
             found = find_in(read, needed, start, length_bytes)
             if found < 0:
                 return
-            # Where matches are rare, little more is decoded than one of them may take.
-            window_bytes = least_bytes if found - start > most_bytes else min(2 * window_bytes, most_bytes)
+            window_bytes = LEAST_WINDOW_BYTES if found - start > window_bytes else 2 * window_bytes
+            window_bytes = min(window_bytes, most_bytes)
             start, start_character = found, stretch.character_at(found)
-        behind = _character_start(read, max(0, start - BEHIND_BYTES))
-        end = _character_start(read, min(start + window_bytes, length_bytes))
-        is_last = end == length_bytes
+        behind = _character_start(read, max(0, start - _MOST_BYTES_OF_CHARACTER * reach.behind))
+        # A match of this window starts before `limit_byte`.
+        limit_byte = _character_start(read, min(start + window_bytes, length_bytes))
+        end, is_certain = _end_of_reach(read, limit_byte, length_bytes, reach)
         window = read(behind, end).decode()
         first = count_characters(read(behind, start))
-        limit_byte = end if is_last else _character_start(read, end - reach_bytes)
         limit = resume = len(window) - count_characters(read(limit_byte, end))
+        if end == length_bytes:
+            limit_byte, limit = end, len(window) + 1
         # `$` also matches before a newline that only the window ends with.
-        whole_until = len(window) - 2
+        whole_until = len(window) if is_certain else len(window) - 2
         shift = start_character - first
         for match in pattern.finditer(window, first):
-            if not is_last:
-                if match.start() >= limit:
-                    break
-                if match.end() > whole_until:
-                    raise ValueError(_too_long(pattern, match.start() + shift))
+            if match.start() >= limit:
+                break
+            if match.end() > whole_until:
+                raise ValueError(_too_long(pattern, match.start() + shift))
             yield _WindowMatch(match, shift)
             resume = max(resume, match.end())
-        if is_last:
+        if end == length_bytes:
             return
         start = limit_byte + len(window[limit:resume].encode())
         start_character += resume - first
 
 
-def _reach_bytes(pattern: "re.Pattern[str]") -> int:
-    longest = text_patterns.longest_look(pattern)
-    if longest is None:
-        return REACH_BYTES
-    return min(REACH_BYTES, _MOST_BYTES_OF_CHARACTER * (longest + 2))
+def _end_of_reach(
+    read: Read, limit_byte: int, length_bytes: int, reach: text_patterns.Reach
+) -> tuple[int, bool]:
+    """Where a window ends, and whether nothing beyond matters for matches that start before `limit_byte`."""
+    farthest = min(limit_byte + REACH_BYTES, length_bytes)
+    if reach.characters is not None:
+        end = limit_byte + _MOST_BYTES_OF_CHARACTER * reach.characters
+        if end <= farthest:
+            return _character_start(read, end), True
+    elif reach.newlines is not None:
+        end = limit_byte
+        # One more for the line it starts in, and one for what `$` looks at.
+        for _ in range(reach.newlines + 2):
+            newline = find_in(read, b"\n", end, farthest)
+            if newline < 0:
+                break
+            end = newline + 1
+        else:
+            return end, True
+    return _character_start(read, farthest), farthest == length_bytes
 
 
 def _character_start(read: Read, offset: int) -> int:

@@ -25,10 +25,10 @@ def tiny_pieces() -> Iterator[None]:
     with (
         patch.object(text_bytes, "PIECE_BYTES", 5),
         patch("sandbox_image.worker.interpreter.stretch.PIECE_BYTES", 5),
-        patch.object(text_search, "LEAST_WINDOW_BYTES", 24),
-        patch.object(text_search, "MOST_WINDOW_BYTES", 64),
+        patch.object(text_search, "LEAST_WINDOW_BYTES", 4),
+        patch.object(text_search, "MOST_WINDOW_BYTES", 16),
+        patch.object(text_search, "MOST_FAR_WINDOW_BYTES", 32),
         patch.object(text_search, "REACH_BYTES", 32),
-        patch.object(text_search, "BEHIND_BYTES", 8),
     ):
         yield
 
@@ -150,6 +150,9 @@ PATTERNS = [
     "[^a\n]+",
     "(?s)a.*?b",
     r"(?<=\s)a\s",
+    r"a\w*$",
+    r"a\w?\s?",
+    r"\w+\n\w",
 ]
 
 

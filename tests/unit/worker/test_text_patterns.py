@@ -2,12 +2,15 @@
 
 import re
 import warnings
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sandbox_image.worker.interpreter.text_patterns import longest_look, needed_start, on_ascii, on_utf8
+from sandbox_image.worker.interpreter import text_patterns, text_search
+from sandbox_image.worker.interpreter.text_patterns import needed_start, on_ascii, on_utf8
+from tests.unit.worker.views import view_of
 
 # Relatives of ASCII letters under IGNORECASE among them, and what only `str` calls space, digit or letter.
 LETTERS = "abkz0,\n \x1c\x85é\u0130\u212a\u017f\u0663漢\U0001f600"
@@ -101,7 +104,7 @@ def in_bytes(pattern: "re.Pattern[bytes]", text: str) -> list[object]:
 
 
 @given(pattern=PATTERNS, flags=FLAGS, text=TEXTS)
-@settings(max_examples=1_500)
+@settings(max_examples=400)
 @example(pattern="(?:é)?+.+b", flags=0, text="éb")
 @example(pattern="(?<!a).*b", flags=0, text="aéb")
 @example(pattern="a.*(?!\n)", flags=0, text="aé\n")
@@ -118,7 +121,7 @@ def test_what_runs_on_utf8_finds_there_what_it_finds_in_the_text(pattern: str, f
 
 
 @given(pattern=PATTERNS, flags=FLAGS, text=st.text("abkz0, \n\t\x1c\x1f_-", max_size=14))
-@settings(max_examples=800)
+@settings(max_examples=200)
 @example(pattern=r"\s", flags=0, text="\x1c")
 @example(pattern=r"[^\s]|\S", flags=0, text="\x1f")
 @example(pattern="\u212a", flags=re.I, text="k")
@@ -208,22 +211,64 @@ def test_the_relatives_of_ascii_letters_are_all_known() -> None:
         assert (translated is None) == related
 
 
-@given(pattern=PATTERNS, text=TEXTS)
-@example(pattern="a(?:b)c", text="abc")
-def test_every_match_begins_with_what_is_needed_and_is_no_longer_than_it_can_look(
-    pattern: str, text: str
-) -> None:
-    original = compiled(pattern)
+@given(pattern=PATTERNS, flags=FLAGS, text=TEXTS | st.text("ab\n", max_size=14))
+@settings(max_examples=200)
+@example(pattern="a(?:b)c", flags=0, text="abc")
+@example(pattern="a$", flags=0, text="a\nb")
+@example(pattern=r"a(?=\n)", flags=0, text="a\n\nb")
+@example(pattern=r"(?<=^a)b", flags=0, text="aab")
+def test_what_lies_beyond_the_reach_of_a_pattern_does_not_matter(pattern: str, flags: int, text: str) -> None:
+    original = compiled(pattern, flags)
     if original is None:
         return
-    longest, needed = longest_look(original), needed_start(original)
+    reach, needed = text_patterns.reach(original), needed_start(original)
     for place in range(len(text) + 1):
         match = original.match(text, place)
         assert match is None or text.startswith(needed, place)
-        if longest is not None:
-            # What lies further does not matter.
-            near = original.match(text[: place + longest], place)
-            assert (match and match.regs) == (near and near.regs)
+        ends = [len(text)]
+        if reach.characters is not None:
+            ends.append(place + reach.characters)
+        if reach.newlines is not None:
+            lines = re.findall(".*\n|.+", text[place:])
+            ends.append(place + len("".join(lines[: reach.newlines + 2])))
+        start = max(0, place - reach.behind)
+        near = original.match(text[start : min(ends)], place - start)
+        regs = near and tuple(
+            (first + start, last + start) if first >= 0 else (first, last) for first, last in near.regs
+        )
+        assert (match and match.regs) == regs
+
+
+@given(pattern=PATTERNS, flags=FLAGS, text=TEXTS | st.text("aék \n", min_size=20, max_size=60))
+@settings(max_examples=200)
+@example(pattern=r"\w+\n\w", flags=0, text="aaé\naé\n" * 5)
+@example(pattern=r"(?<=\s)k?$", flags=re.M, text="éa \n" * 9)
+def test_windows_find_what_there_is_wherever_their_borders_are(pattern: str, flags: int, text: str) -> None:
+    original = compiled(pattern, flags)
+    if original is None:
+        return
+    reach = text_patterns.reach(original)
+    if reach.characters is None and reach.newlines is None:
+        return
+    with patch.multiple(text_search, LEAST_WINDOW_BYTES=3, MOST_WINDOW_BYTES=9):
+        found = list(text_search._matches_in_windows(original, view_of(text).stretch))
+    expected = list(original.finditer(text))
+    assert [match.span() for match in found] == [match.span() for match in expected]
+    assert [match.groups() for match in found] == [match.groups() for match in expected]
+
+
+def test_how_far_patterns_reach() -> None:
+    def reach_of(pattern: str) -> text_patterns.Reach:
+        return text_patterns.reach(re.compile(pattern))
+
+    assert reach_of("abc") == (1, 5, 0)
+    assert reach_of(r"Chapter \d+") == (1, None, 0)
+    assert reach_of(r"(?<=ab)\w+\n?") == (3, None, 1)
+    assert reach_of(r"a.*(?=\nb)") == (1, None, 1)
+    assert reach_of(r"\w+\s{1,3}") == (1, None, 3)
+    assert reach_of(r"a\s*") == (1, None, None)
+    assert reach_of(r"(?s)a.*b") == (1, None, None)
+    assert reach_of(r"([^b]+)(?P=one)".replace("(", "(?P<one>", 1)) == (1, None, None)
 
 
 def test_what_is_needed_at_the_start() -> None:
