@@ -6,14 +6,14 @@
    jitter").
 3. Never past the deadline: a wait that would end there is not begun, the failure is raised at once; an
    attempt that is still under way there is cancelled.
-
-Written out rather than taken from a library: it is on the way of every call, and most succeed at once.
 """
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from orchestrator.errors import DeadlineExceededError, ModelError
 
@@ -50,28 +50,34 @@ async def with_retries(
         ModelError: The last attempt's failure.
         DeadlineExceededError: The deadline passed before or during an attempt.
     """
-    number = 1
-    while True:
-        try:
-            return await _until(deadline(), attempt, number)
-        except ModelError as error:
-            failure = error
-        spread_s = jitter(0.0, min(CAP_S, BASE_S * 2 ** (number - 1)))
-        left_s = deadline()
-        wait_s = _wait_s(failure.retry_after_s, spread_s, left_s)
-        if not failure.retryable or number >= attempts or wait_s >= left_s:
-            raise failure
+
+    def wait_s(state: RetryCallState) -> float:
+        spread_s = jitter(0.0, min(CAP_S, BASE_S * 2 ** (state.attempt_number - 1)))
+        asked_s = _failure(state).retry_after_s
+        if asked_s is None:
+            return spread_s
+        # The jitter alone must not turn a wait that fits into one that doesn't.
+        return asked_s + min(spread_s, max(0.0, deadline() - asked_s) / 2)
+
+    def is_over(state: RetryCallState) -> bool:
+        # tenacity decides on the wait before it asks whether to stop.
+        return state.attempt_number >= attempts or state.upcoming_sleep >= deadline()
+
+    def tell(state: RetryCallState) -> None:
         if on_retry is not None:
-            on_retry(number, failure, wait_s)
-        await sleep(wait_s)
-        number += 1
+            on_retry(state.attempt_number, _failure(state), state.upcoming_sleep)
 
-
-def _wait_s(asked_s: float | None, spread_s: float, left_s: float) -> float:
-    if asked_s is None:
-        return spread_s
-    # The jitter alone must not turn a wait that fits into one that doesn't.
-    return asked_s + min(spread_s, max(0.0, left_s - asked_s) / 2)
+    async for manager in AsyncRetrying(
+        retry=retry_if_exception(_is_retryable),
+        wait=wait_s,
+        stop=is_over,
+        before_sleep=tell,
+        sleep=sleep,
+        reraise=True,
+    ):
+        with manager:
+            return await _until(deadline(), attempt, manager.retry_state.attempt_number)
+    raise AssertionError("tenacity ends with a result or an exception")
 
 
 async def _until(left_s: float, attempt: Callable[[int], Awaitable[T]], number: int) -> T:
@@ -85,3 +91,13 @@ async def _until(left_s: float, attempt: Callable[[int], Awaitable[T]], number: 
         if not limit.expired():
             raise
         raise DeadlineExceededError("the run's deadline passed while the model was asked") from None
+
+
+def _is_retryable(error: BaseException) -> bool:
+    return isinstance(error, ModelError) and error.retryable
+
+
+def _failure(state: RetryCallState) -> ModelError:
+    error = state.outcome.exception() if state.outcome is not None else None
+    assert isinstance(error, ModelError), "only a ModelError is ever retried"  # noqa: S101 - for the types
+    return error
