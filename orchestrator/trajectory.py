@@ -41,8 +41,12 @@ def shorten(text: str) -> tuple[Text, bytes | None]:
     data = text.encode("utf-8", "replace")
     if len(data) <= INLINE_BYTES:
         return data.decode(), None
-    head = data[:INLINE_BYTES].decode("utf-8", "ignore")
-    return Blob(head, len(data), hashlib.sha256(data).hexdigest()), data
+    return blob_of(data, hashlib.sha256(data).hexdigest()), data
+
+
+def blob_of(data: bytes, sha256: str) -> Blob:
+    """The form of a long text that is there as UTF-8, and whose hash is known."""
+    return Blob(data[:INLINE_BYTES].decode("utf-8", "ignore"), len(data), sha256)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from orchestrator.ids import RunId
 from orchestrator.store.port import LedgerEntry, RunStore
-from orchestrator.trajectory import Event, Payload, Text, shorten
+from orchestrator.trajectory import Blob, Event, Payload, Text, shorten
 
 _log = logging.getLogger(__name__)
 
@@ -54,21 +54,22 @@ class Recorder:
         self._store = store
         self._observers = observers
         self._next_seq = 0
-        self._blobs: list[bytes] = []
+        self._blobs: dict[str, bytes] = {}
+        """By their hash, beside the next event."""
         self._entries: list[_Entry] = []
         """Not yet being written."""
         self._writing: asyncio.Task[None] | None = None
 
     def text(self, text: str) -> Text:
         """A text as it goes into an event. A long one is stored whole beside the next event."""
-        short, blob = shorten(text)
-        if blob is not None:
-            self.keep(blob)
+        short, whole = shorten(text)
+        if isinstance(short, Blob) and whole is not None:
+            self.keep(short, whole)
         return short
 
-    def keep(self, blob: bytes) -> None:
+    def keep(self, short: Blob, whole: bytes) -> None:
         """Store the whole of a text that was shortened elsewhere, beside the next event."""
-        self._blobs.append(blob)
+        self._blobs[short.sha256] = whole
 
     async def record(self, *payloads: Payload, ledger_entries: Sequence[LedgerEntry] = ()) -> None:
         """Append events; durable when this returns, also when its task is cancelled meanwhile."""
@@ -128,7 +129,7 @@ class Recorder:
             Event(self.run_id, seq, at, payload)
             for seq, (at, payload) in enumerate(payloads, start=self._next_seq)
         ]
-        blobs = tuple(self._blobs)
+        blobs = dict(self._blobs)
         await self._store.append(
             self.run_id,
             self._next_seq,
@@ -138,7 +139,8 @@ class Recorder:
         )
         self._next_seq += len(events)
         # Only now: what could not be stored comes with the next event. Others may have been added since.
-        del self._blobs[: len(blobs)]
+        for sha256 in blobs:
+            del self._blobs[sha256]
         return events
 
     def _tell(self, events: Sequence[Event]) -> None:

@@ -52,7 +52,7 @@ from orchestrator.runs.model_calls import Wish
 from orchestrator.runs.recorder import Recorder
 from orchestrator.runs.tree import RunResult, RunSpec, RunTree
 from orchestrator.shielding import run_shielded
-from orchestrator.trajectory import SubCallEnded, SubCallStarted, Text, shorten
+from orchestrator.trajectory import INLINE_BYTES, Blob, SubCallEnded, SubCallStarted, Text, blob_of
 from orchestrator.turn import Outcome
 
 _T = TypeVar("_T")
@@ -438,8 +438,8 @@ class SubCalls:
                 call.paid = False
             raise
         finally:
-            if call.paid and call.whole is not None:
-                self._recorder.keep(call.whole)
+            if call.paid and isinstance(call.started.prompt, Blob) and call.whole is not None:
+                self._recorder.keep(call.started.prompt, call.whole)
             call.whole = None
             ended = SubCallEnded(
                 call=call.started.call,
@@ -498,18 +498,26 @@ def _read(data: bytes, head: bytes) -> _Asked:
     Raises:
         InvalidRequestError: With everything replaced that is no UTF-8 it is longer than a prompt may be.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    request_hash = hashlib.sha256(head)
+    try:
+        text = _decode(data, "strict")
+    except UnicodeDecodeError:
+        text = _decode(data, "replace")
+        data = text.encode()
+    digest = hashlib.sha256(data)
+    short = text if len(data) <= INLINE_BYTES else blob_of(data, digest.hexdigest())
+    whole = data if isinstance(short, Blob) else None
+    return _Asked(text, short, whole, hashlib.sha256(head + digest.digest()).hexdigest())
+
+
+def _decode(data: bytes, errors: str) -> str:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
     parts, length_bytes = [], 0
     for start in range(0, len(data), _READ_AT_ONCE_BYTES):
         chunk = data[start : start + _READ_AT_ONCE_BYTES]
-        request_hash.update(chunk)
         parts.append(decoder.decode(chunk, start + len(chunk) == len(data)))
-        length_bytes += utf8_bytes(parts[-1])
+        length_bytes += len(chunk) if errors == "strict" else utf8_bytes(parts[-1])
     if length_bytes > MAX_PROMPT_BYTES:
         raise InvalidRequestError(
             f"the prompt has {length_bytes:,} bytes as UTF-8; {MAX_PROMPT_BYTES:,} are allowed"
         )
-    text = "".join(parts)
-    short, whole = shorten(text)
-    return _Asked(text, short, whole, request_hash.hexdigest())
+    return "".join(parts)

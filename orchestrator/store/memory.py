@@ -1,12 +1,11 @@
 """A store that lasts as long as the process."""
 
-import hashlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from orchestrator.errors import InvariantError
 from orchestrator.ids import RunId
-from orchestrator.store.port import LedgerEntry
+from orchestrator.store.port import NO_BLOBS, LedgerEntry
 from orchestrator.trajectory import Event
 
 
@@ -24,17 +23,17 @@ class MemoryRunStore:
         expected_seq: int,
         events: Sequence[Event],
         *,
-        blobs: Sequence[bytes] = (),
+        blobs: Mapping[str, bytes] = NO_BLOBS,
         ledger_entries: Sequence[LedgerEntry] = (),
     ) -> None:
         """See `RunStore.append`."""
         stored = self._events[run_id]
         if len(stored) != expected_seq:
             raise InvariantError(f"run has {len(stored)} events, the writer expected {expected_seq}")
-        if [event.seq for event in events] != list(range(expected_seq, expected_seq + len(events))):
+        if any(event.seq != seq for seq, event in enumerate(events, start=expected_seq)):
             raise InvariantError("the events to append are not dense")
         stored.extend(events)
-        self._blobs.update((hashlib.sha256(blob).hexdigest(), blob) for blob in blobs)
+        self._blobs.update(blobs)
         self.ledger_entries.extend(ledger_entries)
 
     async def events(self, run_id: RunId, from_seq: int = 0) -> AsyncIterator[Event]:

@@ -1,7 +1,8 @@
 """Where the events of runs are kept."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from orchestrator.budget import Amounts
@@ -21,8 +22,15 @@ class LedgerEntry:
     unconfirmed: Amounts
 
 
+NO_BLOBS: Mapping[str, bytes] = MappingProxyType({})
+
+
 class RunStore(Protocol):
     """Append-only events of runs, their long texts, and the ledger entries that go with them.
+
+    A run has one writer, which waits for one `append` before it begins the next and hands over everything
+    that has come up meanwhile. Appends of different runs come side by side: a store that has to wait for a
+    disk may commit several of them together.
 
     One contract suite (`tests/contract/test_run_store.py`) runs over every implementation.
     """
@@ -33,7 +41,7 @@ class RunStore(Protocol):
         expected_seq: int,
         events: Sequence[Event],
         *,
-        blobs: Sequence[bytes] = (),
+        blobs: Mapping[str, bytes] = NO_BLOBS,
         ledger_entries: Sequence[LedgerEntry] = (),
     ) -> None:
         """Store all of it or nothing; durable when this returns.
@@ -42,7 +50,8 @@ class RunStore(Protocol):
             run_id: Whose events they are.
             expected_seq: The run's length before; what the first event's `seq` must be.
             events: Dense and rising from `expected_seq`.
-            blobs: Texts that the events refer to by hash.
+            blobs: Texts that the events refer to, by the hash under which they do. It is taken as given: who
+                shortened a text has computed it.
             ledger_entries: What the events paid.
 
         Raises:

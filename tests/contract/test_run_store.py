@@ -13,6 +13,8 @@ from orchestrator.trajectory import Event, TurnStarted
 RUN, OTHER = RunId("r0"), RunId("r1")
 TEXT = b"a long text"
 TEXT_HASH = hashlib.sha256(TEXT).hexdigest()
+EMPTY_HASH = hashlib.sha256(b"").hexdigest()
+BLOB = {TEXT_HASH: TEXT}
 ENTRY = LedgerEntry(
     tenant_id=LOCAL_TENANT,
     run_id=RUN,
@@ -78,20 +80,20 @@ async def test_events_that_are_not_dense_are_refused(store: RunStore, seqs: tupl
 
 async def test_of_what_is_refused_nothing_is_stored(store: RunStore) -> None:
     with pytest.raises(InvariantError):
-        await store.append(RUN, 5, events(RUN, 5), blobs=[TEXT], ledger_entries=[ENTRY])
+        await store.append(RUN, 5, events(RUN, 5), blobs=BLOB, ledger_entries=[ENTRY])
     assert await store.blob(TEXT_HASH) is None
     await store.append(RUN, 0, events(RUN, 0))
 
 
 async def test_a_blob_is_found_by_its_hash(store: RunStore) -> None:
-    await store.append(RUN, 0, events(RUN, 0), blobs=[TEXT, b""])
+    await store.append(RUN, 0, events(RUN, 0), blobs={**BLOB, EMPTY_HASH: b""})
     assert await store.blob(TEXT_HASH) == TEXT
-    assert await store.blob(hashlib.sha256(b"").hexdigest()) == b""
+    assert await store.blob(EMPTY_HASH) == b""
 
 
 async def test_the_same_blob_may_come_again(store: RunStore) -> None:
-    await store.append(RUN, 0, events(RUN, 0), blobs=[TEXT])
-    await store.append(OTHER, 0, events(OTHER, 0), blobs=[TEXT])
+    await store.append(RUN, 0, events(RUN, 0), blobs=BLOB)
+    await store.append(OTHER, 0, events(OTHER, 0), blobs=BLOB)
     assert await store.blob(TEXT_HASH) == TEXT
 
 

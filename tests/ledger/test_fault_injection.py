@@ -8,7 +8,7 @@ the provider's log as they are there. That log is the independent witness all al
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,7 +27,7 @@ from orchestrator.runs.model_calls import Wish
 from orchestrator.runs.sub_calls import SubCalls
 from orchestrator.runs.tree import RunResult, RunSpec, RunTree
 from orchestrator.store.memory import MemoryRunStore
-from orchestrator.store.port import LedgerEntry
+from orchestrator.store.port import NO_BLOBS, LedgerEntry
 from orchestrator.tenants.memory import MemoryTenantAccount
 from orchestrator.trajectory import CallHeld, CallSettled, Event, Tally, settle_after_crash
 from tests.fakes.tree import FakeTree
@@ -116,7 +116,7 @@ class SlowStore(MemoryRunStore):
         expected_seq: int,
         events: Sequence[Event],
         *,
-        blobs: Sequence[bytes] = (),
+        blobs: Mapping[str, bytes] = NO_BLOBS,
         ledger_entries: Sequence[LedgerEntry] = (),
     ) -> None:
         try:

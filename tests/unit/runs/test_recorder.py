@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -7,7 +7,7 @@ from orchestrator.budget import ZERO
 from orchestrator.ids import LOCAL_TENANT, RunId
 from orchestrator.runs.recorder import Recorder
 from orchestrator.store.memory import MemoryRunStore
-from orchestrator.store.port import LedgerEntry
+from orchestrator.store.port import NO_BLOBS, LedgerEntry
 from orchestrator.trajectory import Blob, Event, TurnStarted
 
 RUN = RunId("r0")
@@ -31,7 +31,7 @@ class SlowStore(MemoryRunStore):
         expected_seq: int,
         events: Sequence[Event],
         *,
-        blobs: Sequence[bytes] = (),
+        blobs: Mapping[str, bytes] = NO_BLOBS,
         ledger_entries: Sequence[LedgerEntry] = (),
     ) -> None:
         await asyncio.sleep(0)

@@ -659,7 +659,7 @@ async def test_of_a_refused_call_the_record_keeps_head_size_and_hash_and_nothing
                 await run.complete(f"c{number}", prompt)
         await settle()
         assert run.calls._executing().calls == {}, "a traceback would hold on to the prompt"
-    assert run.calls._recorder._blobs == []
+    assert not run.calls._recorder._blobs
     for started in run.started():
         assert isinstance(started.prompt, Blob)
         assert len(started.prompt.head) == INLINE_BYTES
