@@ -157,6 +157,9 @@ SANDBOX_EXPIRY_GRACE_S = 600
 """From the deadline of a run to the expiry of its sandbox: ending it takes seconds, clocks may be set."""
 POOL_REFILLS_AT_ONCE = 2
 """Starts ahead of demand: half of all starts, so that the other half is left for leases that wait for one."""
+POOL_REFILL_AFTER_S = 0.1
+"""From a lease to the start of the sandbox that takes the place: its first cell takes a tenth of that, unless
+the engine works beside it."""
 POOLED_LEASE_S = 6 * 3_600.0
 """The longest lease that a sandbox made ahead can serve: it says when it expires before its run is known. A
 longer one starts its own. Only a reaper with another state directory looks at that."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from math import isinf
 
 from orchestrator.errors import MachineError, SandboxBusyError, SandboxError, SandboxStartError
-from orchestrator.limits import POOL_REFILLS_AT_ONCE, POOLED_LEASE_S, SANDBOX_EXPIRY_GRACE_S
+from orchestrator.limits import POOLED_LEASE_S, SANDBOX_EXPIRY_GRACE_S
 from orchestrator.sandbox import pool_events as events
 from orchestrator.sandbox.making import MadeSandbox, SandboxMaker
 from orchestrator.sandbox.pool_events import Phase
@@ -57,7 +57,7 @@ class SandboxPool:
         """
         self._maker = maker
         self._plans = plans or {}
-        self._rules = PoolRules(self._plans, capacity=capacity, refills_at_once=POOL_REFILLS_AT_ONCE)
+        self._rules = PoolRules(self._plans, capacity=capacity)
         self._pooled: dict[int, _Pooled] = {}
         self._asking: dict[int, asyncio.Future[int]] = {}
         self._tickets = itertools.count(1)

@@ -12,9 +12,10 @@ Rules. They live in this file and nowhere else:
 4. Who finds none waiting: COLD starts one more, QUEUE starts no more than `size` at once and refuses after
    `queue_s`, REFUSE refuses at once. Who needs one of his own (a runtime without a pool, a lease longer than
    pooled sandboxes may live, a resumed run's seed) is always started one, and never given a pooled one.
-5. At most `refills_at_once` start ahead of demand. A start that fails, or a sandbox that dies waiting, puts
-   off the next refill of its runtime, longer each time; it does not put off demand. A failed start fails
-   whoever has asked longest: that was one start fewer for him.
+5. At most `refills_at_once` start ahead of demand, and none within `refill_after_s` of a hand-out: the first
+   cell of whoever got that one goes first. A start that fails, or a sandbox that dies waiting, puts off the
+   next refill of its runtime, longer each time. Neither puts off demand. A failed start fails whoever has
+   asked longest: that was one start fewer for him.
 6. One that waited for `max_age_s` is ended, and not lent any more.
 
 Plain synchronous code: no await, no I/O, no clock. One event-loop thread calls it, hence no lock.
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 
-from orchestrator.limits import POOL_MAX_AGE_S, POOL_QUEUE_S
+from orchestrator.limits import POOL_MAX_AGE_S, POOL_QUEUE_S, POOL_REFILL_AFTER_S, POOL_REFILLS_AT_ONCE
 from orchestrator.sandbox.pool_events import (
     Action,
     Closed,
@@ -109,31 +110,42 @@ class _Asking:
 
 
 @dataclass(slots=True)
-class _Trouble:
-    """Of one runtime's starts."""
+class _Pause:
+    """Of one runtime's refill."""
 
-    in_a_row: int = 0
-    retry_at_s: float = 0.0
+    until_s: float = 0.0
+    """0 for none."""
+    failures: int = 0
+    """In a row."""
 
 
 class PoolRules:
     """All sandboxes of one process. Every event gives what is to be done about it, in order."""
 
-    def __init__(self, plans: Mapping[str, Plan], *, capacity: int, refills_at_once: int) -> None:
+    def __init__(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        capacity: int,
+        refills_at_once: int = POOL_REFILLS_AT_ONCE,
+        refill_after_s: float = POOL_REFILL_AFTER_S,
+    ) -> None:
         """Begin with none; `TimePassed` begins the filling.
 
         Args:
             plans: By runtime. One without a plan has no pool.
             capacity: Sandboxes at once, whatever their phase.
             refills_at_once: Starts ahead of demand.
+            refill_after_s: From a hand-out to the next of those.
         """
         self.stats: dict[str, PoolStats] = {runtime: PoolStats() for runtime in plans}
         self._plans = plans
         self._capacity = capacity
         self._refills_at_once = refills_at_once
+        self._refill_after_s = refill_after_s
         self._sandboxes: dict[int, _Sandbox] = {}
         self._asking: dict[int, _Asking] = {}
-        self._trouble: dict[str, _Trouble] = {runtime: _Trouble() for runtime in plans}
+        self._pauses: dict[str, _Pause] = {runtime: _Pause() for runtime in plans}
         self._withheld = 0
         self._last_number = 0
         self._is_closed = False
@@ -149,7 +161,7 @@ class PoolRules:
 
     def next_look_s(self) -> float:
         """When `TimePassed` is due, if nothing else happens; infinite for never."""
-        due_s = [trouble.retry_at_s for trouble in self._trouble.values() if trouble.retry_at_s]
+        due_s = [pause.until_s for pause in self._pauses.values() if pause.until_s]
         for runtime, plan in self._plans.items():
             oldest = next(self._numbers(Phase.WAITING, runtime), None)
             if oldest is not None:
@@ -165,6 +177,9 @@ class PoolRules:
             event: What happened.
             now_s: Seconds on a clock that never goes back.
         """
+        for pause in self._pauses.values():
+            if pause.until_s <= now_s:
+                pause.until_s = 0.0
         actions = list(self._take(event, now_s))
         if not self._is_closed:
             actions += self._expire(now_s)
@@ -230,9 +245,9 @@ class PoolRules:
                 yield self._end(number)
 
     def _put_off(self, runtime: str, now_s: float) -> None:
-        trouble = self._trouble[runtime]
-        trouble.retry_at_s = now_s + min(_LAST_RETRY_S, _FIRST_RETRY_S * 2.0**trouble.in_a_row)
-        trouble.in_a_row = min(trouble.in_a_row + 1, 10)
+        pause = self._pauses[runtime]
+        pause.until_s = now_s + min(_LAST_RETRY_S, _FIRST_RETRY_S * 2.0**pause.failures)
+        pause.failures = min(pause.failures + 1, 10)
 
     # --- Consequences -------------------------------------------------------------------------------------
 
@@ -256,8 +271,12 @@ class PoolRules:
                 else:
                     stats.warm += 1
                 sandbox.phase = Phase.LENT
+                pause = self._pauses[asking.runtime]
                 # That one lived from its start until it was wanted: starts are worth it again.
-                self._trouble[asking.runtime] = _Trouble()
+                pause.failures = 0
+                # Not extended: leases one after the other do not keep the pool empty.
+                if self._refill_after_s:
+                    pause.until_s = min(pause.until_s or inf, now_s + self._refill_after_s)
                 del self._asking[ticket]
                 yield HandOut(ticket, number)
             elif self._waits_in_vain(asking, now_s):
@@ -312,10 +331,8 @@ class PoolRules:
             return
         ahead = sum(self.count(Phase.STARTING, runtime) - self._demand(runtime) for runtime in self._plans)
         for runtime, plan in self._plans.items():
-            trouble = self._trouble[runtime]
-            if trouble.retry_at_s > now_s:
+            if self._pauses[runtime].until_s:
                 continue
-            trouble.retry_at_s = 0.0
             there = self.count(Phase.STARTING, runtime) + self.count(Phase.WAITING, runtime)
             short = plan.size - there
             if plan.when_empty is WhenEmpty.COLD:
