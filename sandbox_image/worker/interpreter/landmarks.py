@@ -7,17 +7,9 @@ Positions here are those of the whole blob, of which a text is a part.
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 _COLUMNS = 4
 _CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
-
-
-class _Known(NamedTuple):
-    byte: int
-    character: int
-    gap_end: int
-    """The landmark after it."""
 
 
 class Landmarks:
@@ -35,8 +27,9 @@ class Landmarks:
         self._newlines: Sequence[int] = numbers[2::_COLUMNS]
         self._widths = numbers[3::_COLUMNS]
         self._read = read
-        # The last answer. Whoever goes through a text asks for one position after the other.
-        self._last = _Known(0, 0, 0)
+        # The last answer, for whoever goes through a text and asks for one position after the other: a byte,
+        # the character that starts there, and the landmark after it.
+        self._last = 0, 0, 0
 
     def byte_of(self, character: int) -> int:
         """Where a character of the blob starts; the end of the blob for the one after the last."""
@@ -47,21 +40,22 @@ class Landmarks:
         rest = character - self._characters[gap]
         if end - start == self._characters[gap + 1] - self._characters[gap]:
             return start + rest
-        if self._last.byte >= start and self._last.character <= character:
-            start, rest = self._last.byte, character - self._last.character
+        last_byte, last_character, _ = self._last
+        if last_byte >= start and last_character <= character:
+            start, rest = last_byte, character - last_character
         byte = start + len(self._read(start, end).decode()[:rest].encode())
-        self._last = _Known(byte, character, end)
+        self._last = byte, character, end
         return byte
 
     def character_at(self, byte: int) -> int:
         """How many characters start before a byte at the start of one."""
-        known = self._last
-        if not known.byte <= byte < known.gap_end:
+        start, character, end = self._last
+        if not start <= byte < end:
             gap = bisect_right(self._bytes, byte) - 1
-            gap_end = self._bytes[min(gap + 1, len(self._bytes) - 1)]
-            known = _Known(self._bytes[gap], self._characters[gap], gap_end)
-        character = known.character + count_characters(self._read(known.byte, byte))
-        self._last = _Known(byte, character, known.gap_end)
+            start, character = self._bytes[gap], self._characters[gap]
+            end = self._bytes[min(gap + 1, len(self._bytes) - 1)]
+        character += count_characters(self._read(start, byte))
+        self._last = byte, character, end
         return character
 
     def newlines_before(self, byte: int) -> int:

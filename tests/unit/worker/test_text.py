@@ -169,6 +169,19 @@ def test_regular_expressions(text: str, pattern: str) -> None:
     assert view_of(text).findall(pattern) == re.findall(pattern, text)
 
 
+@pytest.mark.parametrize("pattern", ["b", r"\wb", r"(?P<one>\w)b"])
+def test_a_match_lacks_the_groups_that_its_pattern_lacks(pattern: str) -> None:
+    found = view_of("éab").search(pattern)
+    assert found is not None
+    assert found.group(0) == found[0] == found.group()
+    assert (found.re.pattern, found.end()) == (pattern, 3)
+    for group in (2, -1, "two"):
+        with pytest.raises(IndexError, match="no such group"):
+            found.start(group)
+        with pytest.raises(IndexError, match="no such group"):
+            _ = found[group]
+
+
 def test_a_match_longer_than_a_window_is_refused_not_cut() -> None:
     with pytest.raises(ValueError, match="more than a million characters at 1,"):
         list(view_of(" é" + "a" * 500).finditer(r"\w+"))
