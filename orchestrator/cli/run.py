@@ -19,6 +19,7 @@ from orchestrator.cli.json_line import json_line
 from orchestrator.cli.live import LiveView
 from orchestrator.cli.plain import PlainLines
 from orchestrator.cli.tree import RunTree, head
+from orchestrator.collector import collecting_seldom
 from orchestrator.config import Settings
 from orchestrator.errors import CallerError, InvariantError, MachineError, ModelError, OrchestratorError
 from orchestrator.errors import SandboxError as SandboxFailure
@@ -90,6 +91,7 @@ def run(
         logged = _Logged(display)
         logging.getLogger().addHandler(logged)
         stack.callback(logging.getLogger().removeHandler, logged)
+        stack.enter_context(collecting_seldom())
         end = asyncio.run(_watched(options, settings, tree, display, observers, provider=provider))
     return _print(end, tree, as_json=as_json, live=live)
 

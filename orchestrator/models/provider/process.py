@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from rlm_proto.v1 import provider_pb2 as pb
 
+from orchestrator.collector import collecting_seldom
 from orchestrator.errors import Billing, MachineError, ModelError, OrchestratorError
 from orchestrator.models import credentials, platforms
 from orchestrator.models.credentials import Credentials
@@ -74,7 +75,8 @@ async def _serve(
         return
     try:
         await frames.send(writer, pb.FromProvider(opened=pb.ProviderOpened(credentials=sorted(found))))
-        await _Calls(client, _Outbox(writer, credentials.remarkable(found))).serve(reader)
+        with collecting_seldom():
+            await _Calls(client, _Outbox(writer, credentials.remarkable(found))).serve(reader)
     finally:
         await client.aclose()
 
