@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ _MIB = 1024 * 1024
 _GVISORS_OWN = 8
 """How much more the host counts of a gVisor sandbox: for each busy thread of the guest up to seven of its own
 (seen with ptrace: 64 of them were 560). Where the host refuses gVisor one, the whole sandbox ends."""
+
+
+_FILES_FOR_SANDBOX = 16
+"""Descriptors of ours for one: ten, and its guest may open three connections more."""
+_FILES_FOR_REST = 1_024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +90,7 @@ async def open_machine(settings: Settings, workplace: Workplace, *, runtime: str
             `engine.fit_engine`.
         ImageMissingError: The sandbox image has to be built.
     """
+    allow_open_files(settings.max_sandboxes)
     engine, pinned_image_id = await asyncio.to_thread(_connect, settings, runtime)
     instance, slots = workplace.instance, SandboxSlots(settings.max_sandboxes)
     given = resources(settings.sandbox, runtime)
@@ -164,6 +171,15 @@ def image_id(client: DockerClient, settings: Settings) -> str:
         EngineError: The engine does not answer.
     """
     return image.pinned(client, settings.image) if settings.image else image.find(client)
+
+
+def allow_open_files(max_sandboxes: int) -> None:
+    """Raise this process's soft limit, which is often 1,024, to what so many sandboxes need, if it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Neither is unlimited: the kernel grants no more of these than fs.nr_open.
+    wanted = min(hard, _FILES_FOR_REST + _FILES_FOR_SANDBOX * max_sandboxes)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _connect(settings: Settings, runtime: str) -> tuple[LookedAt, str]:
