@@ -50,6 +50,9 @@ ANSWER_PART_BYTES: Final = 262_144
 # The contract's cap on one part of an upload and on a context sent inside StartChildRun.
 UPLOAD_PART_BYTES: Final = 1_048_576
 
+# Prompts in flight together. The host takes in as much of one guest at a time; more would wait in the worker.
+BYTES_IN_FLIGHT: Final = 16 * 1024 * 1024
+
 TRACEBACK_BYTES: Final = 16_384
 VARIABLES_LISTED: Final = 200
 VARIABLE_NAME_BYTES: Final = 100

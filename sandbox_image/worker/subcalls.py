@@ -106,6 +106,8 @@ class SubCalls:
             max_tokens=frame.header["max_tokens"],
             shared_prefix_bytes=frame.header["shared_prefix_bytes"],
         )
+        # The request has the prompt now.
+        del frame
 
         async def attempt() -> broker_pb2.CompleteResponse:
             return await self._broker.Complete(request)

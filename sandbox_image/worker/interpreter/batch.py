@@ -18,7 +18,8 @@ class Batch:
     2. A failed call puts its exception in its place. With `stop_early` nothing is started after it; what is
        in flight is finished, because it is paid for either way and the first failure by position must not
        depend on who was quicker.
-    3. Only what is in flight costs memory: ten thousand prompts are ten thousand references.
+    3. Only what is in flight costs memory: ten thousand prompts are ten thousand references. While the link
+       has no room, none is made ready for it.
     4. With `leader_first` the first call goes alone, and the others once it has ended: it writes the cache
        from which they read. Side by side they would all write it.
     """
@@ -68,7 +69,8 @@ class Batch:
         with self._lock:
             steps = None
             at_once = 1 if self._leading else self._link.window
-            if not self._stopped and len(self._running) < at_once:
+            has_room = not self._running or (len(self._running) < at_once and not self._link.is_full)
+            if not self._stopped and has_room:
                 steps = next(self._calls, None)
             if steps is None:
                 self._starting = False

@@ -46,8 +46,20 @@ class _Waiting:
     on_reply: OnReply
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What is left of a request once it has been sent: its payload is not kept."""
+
+    on_reply: OnReply
+    windowed: bool
+    payload_bytes: int
+
+
 class CallLink:
     """Sends requests, at most `window` at a time, from any thread; one thread of its own reads replies.
+
+    What is in flight together has at most `protocol.BYTES_IN_FLIGHT` of payload, a longer one goes alone: the
+    worker holds each of them until its reply, and a hundred may be long.
 
     The lock covers the state and the socket's sending side. `interrupts` is held around it: a SIGINT that
     raised in the middle of a frame would leave the rest of the run unreadable.
@@ -61,11 +73,17 @@ class CallLink:
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._cell_id: int | None = None
-        self._in_flight: dict[int, _Waiting] = {}
+        self._in_flight: dict[int, _Sent] = {}
         self._window_used = 0
+        self._bytes_in_flight = 0
         self._waiting: deque[_Waiting] = deque()
         self._reading = False
         self._in_child = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a request would have to wait now."""
+        return bool(self._waiting)
 
     def begin_cell(self, cell_id: int) -> None:
         """Calls made from here on belong to this cell."""
@@ -77,10 +95,10 @@ class CallLink:
             self._cell_id = None
             if not self._in_flight and not self._waiting:
                 return
-            open_calls = [*self._in_flight.values(), *self._waiting]
+            open_calls: list[_Sent | _Waiting] = [*self._in_flight.values(), *self._waiting]
             self._in_flight.clear()
             self._waiting.clear()
-            self._window_used = 0
+            self._window_used = self._bytes_in_flight = 0
         for call in open_calls:
             call.on_reply(None, SubCallCancelled(_CELL_ENDED))
 
@@ -114,31 +132,42 @@ class CallLink:
     def cancel(self, request_id: int) -> None:
         """Fail a request that has no reply yet."""
         with self._interrupts, self._lock:
-            call = self._take(request_id)
+            call: _Sent | _Waiting | None = self._take(request_id)
             if call is not None:
                 self._send(Frame({"kind": protocol.CANCEL, "id": request_id}))
                 self._send_waiting()
             else:
-                call = next((one for one in self._waiting if one.request_id == request_id), None)
-                if call is not None:
-                    self._waiting.remove(call)
+                waiting = next((one for one in self._waiting if one.request_id == request_id), None)
+                if waiting is not None:
+                    self._waiting.remove(waiting)
+                call = waiting
         if call is not None:
             call.on_reply(None, SubCallCancelled("the call was cancelled"))
 
     def _send_waiting(self) -> None:
-        while self._waiting and self._window_used < self.window:
-            self._window_used += 1
+        while self._waiting and self._has_room(len(self._waiting[0].request.payload)):
             self._send_request(self._waiting.popleft())
 
-    def _send_request(self, call: _Waiting) -> None:
-        self._in_flight[call.request_id] = call
-        header = {"kind": call.request.kind, "id": call.request_id, "cell_id": self._cell_id}
-        self._send(Frame({**header, **call.request.header}, call.request.payload))
+    def _has_room(self, payload_bytes: int) -> bool:
+        if not self._window_used:
+            return True
+        bytes_then = self._bytes_in_flight + payload_bytes
+        return self._window_used < self.window and bytes_then <= protocol.BYTES_IN_FLIGHT
 
-    def _take(self, request_id: int) -> _Waiting | None:
+    def _send_request(self, call: _Waiting) -> None:
+        request = call.request
+        if request.windowed:
+            self._window_used += 1
+            self._bytes_in_flight += len(request.payload)
+        self._in_flight[call.request_id] = _Sent(call.on_reply, request.windowed, len(request.payload))
+        header = {"kind": request.kind, "id": call.request_id, "cell_id": self._cell_id}
+        self._send(Frame({**header, **request.header}, request.payload))
+
+    def _take(self, request_id: int) -> _Sent | None:
         call = self._in_flight.pop(request_id, None)
-        if call is not None and call.request.windowed:
+        if call is not None and call.windowed:
             self._window_used -= 1
+            self._bytes_in_flight -= call.payload_bytes
         return call
 
     def _send(self, frame: Frame) -> None:

@@ -4,11 +4,11 @@ They are plain functions of a real module, so that help(), tracebacks and pickle
 other; what they need of the process is in `_run`, set once by `connect`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from sandbox_image.worker.interpreter import calls
+from sandbox_image.worker.interpreter import as_completed, calls
 from sandbox_image.worker.interpreter.batch import Batch
 from sandbox_image.worker.interpreter.child_context import place_context
 from sandbox_image.worker.interpreter.errors import InvalidRequest
@@ -82,6 +82,40 @@ def llm_query_batched(
     return _settle(_wait(_completions(prompts, model, max_tokens, on_error)), on_error)
 
 
+def llm_query_as_completed(
+    prompts: Iterable[str],
+    *,
+    model: str | None = None,
+    max_tokens: int | None = None,
+    on_error: OnError = "raise",
+) -> Iterator[tuple[int, Any]]:
+    """Ask a language model many things side by side, and take the answers one by one as they come.
+
+        for index, answer in llm_query_as_completed(prompts): ...
+
+    Memory holds few prompts and answers at a time: `prompts` may be a generator of any length, and is drawn
+    from as answers are taken. Leaving the loop gives up what has not been answered.
+
+    Args:
+        prompts: What to send; each is a call of its own. Those of a list are sent faster where they begin
+            alike, because their common beginning is cached.
+        model: As in llm_query.
+        max_tokens: As in llm_query, for each call.
+        on_error: "raise" raises the first error that comes, and gives up the other calls. "return" yields the
+            exception object in the place of the answer.
+
+    Yields:
+        The prompt's position in `prompts`, from 0, and its answer.
+
+    Raises:
+        SubCallError: As llm_query does, with on_error="raise".
+    """
+    steps, leader_first = _completions_as_drawn(prompts, model, max_tokens)
+    return as_completed.results(
+        _run.link, steps, stop_early=_stops_early(on_error), leader_first=leader_first
+    )
+
+
 def rlm_query(question: str, context: Any = None, *, max_tokens: int | None = None) -> str:
     """Have a question answered by a child run: a model with a sandbox and a `context` of its own.
 
@@ -124,6 +158,33 @@ def rlm_query_batched(
     return _settle(_wait(_child_runs(_pairs(questions, contexts), max_tokens, on_error)), on_error)
 
 
+def rlm_query_as_completed(
+    questions: Iterable[Any],
+    contexts: Iterable[Any] | None = None,
+    *,
+    max_tokens: int | None = None,
+    on_error: OnError = "raise",
+) -> Iterator[tuple[int, Any]]:
+    """Start child runs side by side, and take their answers one by one as they come.
+
+    Leaving the loop ends the child runs that have not answered.
+
+    Args:
+        questions: As in rlm_query_batched; may be a generator.
+        contexts: As in rlm_query_batched; may be one too.
+        max_tokens: A token limit for each child.
+        on_error: As in llm_query_as_completed.
+
+    Yields:
+        The question's position in `questions`, from 0, and its answer.
+
+    Raises:
+        SubCallError: As rlm_query does, with on_error="raise".
+    """
+    steps = _child_runs_as_drawn(questions, contexts, max_tokens)
+    return as_completed.results(_run.link, steps, stop_early=_stops_early(on_error))
+
+
 async def allm_query(prompt: str, *, model: str | None = None, max_tokens: int | None = None) -> str:
     """llm_query for `await`, alone or in asyncio.gather."""
     answer: str = _only(await _wait_async(_completions([prompt], model, max_tokens)))
@@ -139,6 +200,20 @@ async def allm_query_batched(
 ) -> list[str]:
     """llm_query_batched for `await`."""
     return _settle(await _wait_async(_completions(prompts, model, max_tokens, on_error)), on_error)
+
+
+def allm_query_as_completed(
+    prompts: Iterable[str],
+    *,
+    model: str | None = None,
+    max_tokens: int | None = None,
+    on_error: OnError = "raise",
+) -> AsyncIterator[tuple[int, Any]]:
+    """llm_query_as_completed for `async for`."""
+    steps, leader_first = _completions_as_drawn(prompts, model, max_tokens)
+    return as_completed.results_async(
+        _run.link, steps, stop_early=_stops_early(on_error), leader_first=leader_first
+    )
 
 
 async def arlm_query(question: str, context: Any = None, *, max_tokens: int | None = None) -> str:
@@ -158,6 +233,18 @@ async def arlm_query_batched(
     return _settle(
         await _wait_async(_child_runs(_pairs(questions, contexts), max_tokens, on_error)), on_error
     )
+
+
+def arlm_query_as_completed(
+    questions: Iterable[Any],
+    contexts: Iterable[Any] | None = None,
+    *,
+    max_tokens: int | None = None,
+    on_error: OnError = "raise",
+) -> AsyncIterator[tuple[int, Any]]:
+    """rlm_query_as_completed for `async for`."""
+    steps = _child_runs_as_drawn(questions, contexts, max_tokens)
+    return as_completed.results_async(_run.link, steps, stop_early=_stops_early(on_error))
 
 
 def budget() -> dict[str, Any]:
@@ -196,16 +283,31 @@ def SHOW_VARS() -> str:  # noqa: N802 - the reference library's name
 def _completions(
     prompts: Iterable[Any], model: str | None, max_tokens: int | None, on_error: OnError = "raise"
 ) -> Batch:
-    if isinstance(prompts, str):
-        raise TypeError("llm_query_batched takes a list of prompts; for one prompt use llm_query")
+    _refuse_one_prompt(prompts, "llm_query_batched")
     checked = [_checked_text(prompt, "a prompt") for prompt in prompts]
     shared = calls.shared_prefix_bytes(checked)
     steps = (calls.complete(prompt, model, max_tokens, shared) for prompt in checked)
     return Batch(_run.link, steps, len(checked), _stops_early(on_error), leader_first=shared > 0)
 
 
+def _completions_as_drawn(
+    prompts: Iterable[Any], model: str | None, max_tokens: int | None
+) -> tuple[Iterator[calls.Steps[str]], bool]:
+    """The calls, none of them made before it is drawn, and whether the first should go alone."""
+    _refuse_one_prompt(prompts, "llm_query_as_completed")
+    # Of what is still to be generated nobody knows how it begins.
+    shared = calls.shared_prefix_bytes(prompts) if isinstance(prompts, list | tuple) else 0
+    checked = (_checked_text(prompt, "a prompt") for prompt in prompts)
+    return (calls.complete(prompt, model, max_tokens, shared) for prompt in checked), shared > 0
+
+
+def _refuse_one_prompt(prompts: Iterable[Any], function: str) -> None:
+    if isinstance(prompts, str):
+        raise TypeError(f"{function} takes a list of prompts; for one prompt use llm_query")
+
+
 def _child_runs(
-    pairs: Sequence[tuple[Any, Any]], max_tokens: int | None, on_error: OnError = "raise"
+    pairs: Iterable[tuple[Any, Any]], max_tokens: int | None, on_error: OnError = "raise"
 ) -> Batch:
     checked = [(_checked_text(question, "a question"), context) for question, context in pairs]
     # All are looked at before the first is started: a context of a wrong type is the caller's mistake.
@@ -214,18 +316,34 @@ def _child_runs(
     return Batch(_run.link, steps, len(places), _stops_early(on_error))
 
 
-def _pairs(questions: Iterable[Any], contexts: Iterable[Any] | None) -> list[tuple[Any, Any]]:
+def _child_runs_as_drawn(
+    questions: Iterable[Any], contexts: Iterable[Any] | None, max_tokens: int | None
+) -> Iterator[calls.Steps[str]]:
+    return (
+        calls.child_run(
+            _checked_text(question, "a question"), place_context(context, question, _run.own), max_tokens
+        )
+        for question, context in _pairs(questions, contexts)
+    )
+
+
+def _pairs(questions: Iterable[Any], contexts: Iterable[Any] | None) -> Iterator[tuple[Any, Any]]:
+    """(question, context), drawn one by one.
+
+    Raises:
+        ValueError: There are more of one than of the other, at once or, of a generator, in the end.
+    """
     if isinstance(questions, str):
-        raise TypeError("rlm_query_batched takes a list of questions; for one question use rlm_query")
-    asked = list(questions)
+        raise TypeError("this takes a list of questions; for one question use rlm_query")
     if contexts is None:
-        return [one if isinstance(one, tuple) and len(one) == 2 else (one, None) for one in asked]
+        return (one if isinstance(one, tuple) and len(one) == 2 else (one, None) for one in questions)
     if isinstance(contexts, str | Mapping):
         raise TypeError("contexts is a list with one context for each question")
-    given = list(contexts)
-    if len(given) != len(asked):
-        raise ValueError(f"{len(asked)} questions and {len(given)} contexts; there must be one for each")
-    return list(zip(asked, given, strict=True))
+    if isinstance(questions, list | tuple) and isinstance(contexts, list | tuple):
+        counts = len(questions), len(contexts)
+        if counts[0] != counts[1]:
+            raise ValueError(f"{counts[0]} questions and {counts[1]} contexts; there must be one for each")
+    return zip(questions, contexts, strict=True)
 
 
 def _checked_text(text: Any, what: str) -> str:
