@@ -7,6 +7,7 @@ promises is shown in one, or not at all.
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,21 @@ def engine() -> Iterator[DockerClient]:
 
 
 @pytest.fixture(scope="session")
-def image_id(engine: DockerClient) -> str:
+def image_id() -> str:
     try:
-        # Once: all tests run in the same image, whoever edits its sources meanwhile.
-        return image.find(engine)
+        return _image_of_these_sources()
     except MachineError as error:
         pytest.fail(f"these tests run in real containers: {error}", pytrace=False)
+
+
+@cache
+def _image_of_these_sources() -> str:
+    # Once, for all directories of tests: they run in one image, whoever edits its sources meanwhile.
+    client = connect_engine()
+    try:
+        return image.find(client)
+    finally:
+        client.close()
 
 
 @pytest.fixture(scope="session")
