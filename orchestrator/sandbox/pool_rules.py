@@ -21,9 +21,10 @@ Rules. They live in this file and nowhere else:
 Plain synchronous code: no await, no I/O, no clock. One event-loop thread calls it, hence no lock.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from math import inf
 
 from orchestrator.limits import POOL_MAX_AGE_S, POOL_QUEUE_S, POOL_REFILL_AFTER_S, POOL_REFILLS_AT_ONCE
@@ -97,26 +98,51 @@ class PoolStats:
 
 @dataclass(slots=True)
 class _Sandbox:
-    runtime: str
+    home: "_Runtime"
     phase: Phase
     since_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Asking:
-    runtime: str
-    own: bool
-    since_s: float
-
-
 @dataclass(slots=True)
-class _Pause:
-    """Of one runtime's refill."""
+class _Runtime:
+    """The sandboxes of one runtime, and who asks for a pooled one of them."""
 
-    until_s: float = 0.0
-    """0 for none."""
+    name: str
+    plan: Plan
+    stats: PoolStats = field(default_factory=PoolStats)
+    numbers: dict[Phase, dict[int, None]] = field(default_factory=lambda: {phase: {} for phase in Phase})
+    """By phase, in the order in which they came to it."""
+    in_line: dict[int, float] = field(default_factory=dict)
+    """Tickets, with when they were drawn; the first is the oldest."""
+    pause_until_s: float = 0.0
+    """No refill until then; 0 for no pause."""
     failures: int = 0
-    """In a row."""
+    """In a row: the next pause is the longer."""
+
+    def count(self, phase: Phase) -> int:
+        return len(self.numbers[phase])
+
+    @property
+    def demand(self) -> int:
+        """Starts that those in line are entitled to."""
+        in_line = len(self.in_line)
+        return in_line if self.plan.when_empty is WhenEmpty.COLD else min(in_line, self.plan.size)
+
+    @property
+    def missing(self) -> int:
+        """Starts that are to be begun for them."""
+        return max(0, self.demand - self.count(Phase.STARTING))
+
+    @property
+    def needed(self) -> int:
+        """Starts that are of use: for them, and for the pool to be full after."""
+        refill = max(0, self.plan.size - self.count(Phase.WAITING))
+        return refill + (self.demand if self.plan.when_empty is WhenEmpty.COLD else 0)
+
+    def put_off(self, now_s: float) -> None:
+        """Something went wrong: refill later."""
+        self.pause_until_s = now_s + min(_LAST_RETRY_S, _FIRST_RETRY_S * 2.0**self.failures)
+        self.failures = min(self.failures + 1, 10)
 
 
 class PoolRules:
@@ -138,36 +164,35 @@ class PoolRules:
             refills_at_once: Starts ahead of demand.
             refill_after_s: From a hand-out to the next of those.
         """
-        self.stats: dict[str, PoolStats] = {runtime: PoolStats() for runtime in plans}
-        self._plans = plans
+        self._runtimes = {name: _Runtime(name, plan) for name, plan in plans.items()}
         self._capacity = capacity
         self._refills_at_once = refills_at_once
         self._refill_after_s = refill_after_s
         self._sandboxes: dict[int, _Sandbox] = {}
-        self._asking: dict[int, _Asking] = {}
-        self._pauses: dict[str, _Pause] = {runtime: _Pause() for runtime in plans}
+        self._asking: dict[int, _Runtime] = {}
+        self._own: dict[int, _Runtime] = {}
+        """Those of them who need one of their own."""
         self._withheld = 0
         self._last_number = 0
         self._is_closed = False
 
-    def count(self, phase: Phase, runtime: str | None = None) -> int:
-        """How many stand there, of one runtime or of all."""
-        return sum(1 for _ in self._numbers(phase, runtime))
+    @property
+    def stats(self) -> Mapping[str, PoolStats]:
+        """By runtime; of one without a plan once it was asked for."""
+        return {name: runtime.stats for name, runtime in self._runtimes.items()}
 
-    def phase(self, number: int) -> Phase | None:
-        """Where one stands; None when it is gone."""
-        sandbox = self._sandboxes.get(number)
-        return None if sandbox is None else sandbox.phase
+    def count(self, phase: Phase, name: str | None = None) -> int:
+        """How many stand there, of one runtime or of all."""
+        return sum(runtime.count(phase) for runtime in self._all() if name in (None, runtime.name))
 
     def next_look_s(self) -> float:
         """When `TimePassed` is due, if nothing else happens; infinite for never."""
-        due_s = [pause.until_s for pause in self._pauses.values() if pause.until_s]
-        for runtime, plan in self._plans.items():
-            oldest = next(self._numbers(Phase.WAITING, runtime), None)
-            if oldest is not None:
-                due_s.append(self._sandboxes[oldest].since_s + plan.max_age_s)
-            if plan.when_empty is WhenEmpty.QUEUE:
-                due_s += [asking.since_s + plan.queue_s for asking in self._in_line(runtime).values()]
+        due_s = [runtime.pause_until_s for runtime in self._all() if runtime.pause_until_s]
+        for runtime in self._all():
+            for number in islice(runtime.numbers[Phase.WAITING], 1):
+                due_s.append(self._sandboxes[number].since_s + runtime.plan.max_age_s)
+            if runtime.plan.when_empty is WhenEmpty.QUEUE:
+                due_s += [since_s + runtime.plan.queue_s for since_s in islice(runtime.in_line.values(), 1)]
         return min(due_s, default=inf)
 
     def step(self, event: Event, now_s: float) -> list[Action]:
@@ -177,14 +202,16 @@ class PoolRules:
             event: What happened.
             now_s: Seconds on a clock that never goes back.
         """
-        for pause in self._pauses.values():
-            if pause.until_s <= now_s:
-                pause.until_s = 0.0
         actions = list(self._take(event, now_s))
         if not self._is_closed:
-            actions += self._expire(now_s)
-            actions += self._hand_out(now_s)
-            actions += self._drop_unneeded()
+            for runtime in self._all():
+                if runtime.pause_until_s <= now_s:
+                    runtime.pause_until_s = 0.0
+                actions += self._expire(runtime, now_s)
+                actions += self._hand_out(runtime, now_s)
+                actions += self._refuse(runtime, now_s)
+                actions += self._drop_surplus(runtime)
+            actions += self._make_room_for_leaks()
             actions += self._start_wanted(now_s)
             actions += self._refill(now_s)
         return actions
@@ -193,19 +220,13 @@ class PoolRules:
 
     def _take(self, event: Event, now_s: float) -> Iterator[Action]:
         match event:
-            case Wanted(ticket, runtime, own):
-                if self._is_closed:
-                    yield Refuse(ticket)
-                else:
-                    self._asking[ticket] = _Asking(runtime, own or self._plan(runtime).size == 0, now_s)
+            case Wanted():
+                yield from self._wanted(event, now_s)
             case GivenUp(ticket):
-                self._asking.pop(ticket, None)
+                self._leave(ticket)
             case Started(number):
-                sandbox = self._sandboxes[number]
-                if sandbox.phase is Phase.STARTING:
-                    # At the end of the line: the one that has waited longest is the first of its phase.
-                    self._sandboxes[number] = self._sandboxes.pop(number)
-                    sandbox.phase, sandbox.since_s = Phase.WAITING, now_s
+                if self._sandboxes[number].phase is Phase.STARTING:
+                    self._move(number, Phase.WAITING, now_s)
             case Died(number):
                 yield from self._died(number, now_s)
             case Gone(number):
@@ -217,98 +238,97 @@ class PoolRules:
             case TimePassed():
                 pass
 
+    def _wanted(self, event: Wanted, now_s: float) -> Iterator[Action]:
+        if self._is_closed:
+            yield Refuse(event.ticket)
+            return
+        runtime = self._runtimes.setdefault(event.runtime, _Runtime(event.runtime, _NO_POOL))
+        self._asking[event.ticket] = runtime
+        if event.own or runtime.plan.size == 0:
+            self._own[event.ticket] = runtime
+        else:
+            runtime.in_line[event.ticket] = now_s
+
     def _died(self, number: int, now_s: float) -> Iterator[Action]:
         sandbox = self._sandboxes[number]
         if sandbox.phase is Phase.WAITING:
-            self._stats(sandbox.runtime).died += 1
-            self._put_off(sandbox.runtime, now_s)
+            sandbox.home.stats.died += 1
+            sandbox.home.put_off(now_s)
             yield self._end(number)
 
     def _gone(self, number: int, now_s: float) -> Iterator[Action]:
         sandbox = self._sandboxes.pop(number)
-        if sandbox.phase is not Phase.STARTING:
-            return
-        self._stats(sandbox.runtime).failed += 1
-        self._put_off(sandbox.runtime, now_s)
-        first = next(iter(self._in_line(sandbox.runtime)), None)
-        if first is not None:
-            del self._asking[first]
-            yield Fail(first, number)
+        del sandbox.home.numbers[sandbox.phase][number]
+        if sandbox.phase is Phase.STARTING:
+            sandbox.home.stats.failed += 1
+            sandbox.home.put_off(now_s)
+            for ticket in tuple(islice(sandbox.home.in_line, 1)):
+                self._leave(ticket)
+                yield Fail(ticket, number)
 
     def _close(self) -> Iterator[Action]:
         self._is_closed = True
-        for ticket in self._asking:
+        for ticket in tuple(self._asking):
+            self._leave(ticket)
             yield Refuse(ticket)
-        self._asking.clear()
         for number, sandbox in self._sandboxes.items():
             if sandbox.phase is not Phase.ENDING:
                 yield self._end(number)
 
-    def _put_off(self, runtime: str, now_s: float) -> None:
-        pause = self._pauses[runtime]
-        pause.until_s = now_s + min(_LAST_RETRY_S, _FIRST_RETRY_S * 2.0**pause.failures)
-        pause.failures = min(pause.failures + 1, 10)
-
     # --- Consequences -------------------------------------------------------------------------------------
 
-    def _expire(self, now_s: float) -> Iterator[Action]:
-        for runtime, plan in self._plans.items():
-            for number in list(self._numbers(Phase.WAITING, runtime)):
-                if now_s - self._sandboxes[number].since_s >= plan.max_age_s:
-                    self._stats(runtime).expired += 1
-                    yield self._end(number)
+    def _expire(self, runtime: _Runtime, now_s: float) -> Iterator[Action]:
+        for number in tuple(runtime.numbers[Phase.WAITING]):
+            if now_s - self._sandboxes[number].since_s < runtime.plan.max_age_s:
+                return
+            runtime.stats.expired += 1
+            yield self._end(number)
 
-    def _hand_out(self, now_s: float) -> Iterator[Action]:
-        for ticket, asking in list(self._asking.items()):
-            if asking.own:
-                continue
-            stats = self._stats(asking.runtime)
-            number = next(self._numbers(Phase.WAITING, asking.runtime), None)
-            if number is not None:
-                sandbox = self._sandboxes[number]
-                if asking.since_s < sandbox.since_s:
-                    stats.cold += 1
-                else:
-                    stats.warm += 1
-                sandbox.phase = Phase.LENT
-                pause = self._pauses[asking.runtime]
-                # That one lived from its start until it was wanted: starts are worth it again.
-                pause.failures = 0
+    def _hand_out(self, runtime: _Runtime, now_s: float) -> Iterator[Action]:
+        for ticket, number in tuple(zip(runtime.in_line, runtime.numbers[Phase.WAITING], strict=False)):
+            if runtime.in_line[ticket] < self._sandboxes[number].since_s:
+                runtime.stats.cold += 1
+            else:
+                runtime.stats.warm += 1
+            # That one lived from its start until it was wanted: starts are worth it again.
+            runtime.failures = 0
+            if self._refill_after_s:
                 # Not extended: leases one after the other do not keep the pool empty.
-                if self._refill_after_s:
-                    pause.until_s = min(pause.until_s or inf, now_s + self._refill_after_s)
-                del self._asking[ticket]
-                yield HandOut(ticket, number)
-            elif self._waits_in_vain(asking, now_s):
-                stats.refused += 1
-                del self._asking[ticket]
-                yield Refuse(ticket)
+                runtime.pause_until_s = min(runtime.pause_until_s or inf, now_s + self._refill_after_s)
+            self._move(number, Phase.LENT, now_s)
+            self._leave(ticket)
+            yield HandOut(ticket, number)
 
-    def _waits_in_vain(self, asking: _Asking, now_s: float) -> bool:
-        plan = self._plan(asking.runtime)
-        return plan.when_empty is WhenEmpty.REFUSE or (
-            plan.when_empty is WhenEmpty.QUEUE and now_s - asking.since_s >= plan.queue_s
-        )
+    def _refuse(self, runtime: _Runtime, now_s: float) -> Iterator[Action]:
+        plan = runtime.plan
+        if plan.when_empty is WhenEmpty.COLD:
+            return
+        for ticket, since_s in tuple(runtime.in_line.items()):
+            if plan.when_empty is WhenEmpty.QUEUE and now_s - since_s < plan.queue_s:
+                return
+            runtime.stats.refused += 1
+            self._leave(ticket)
+            yield Refuse(ticket)
 
-    def _drop_unneeded(self) -> Iterator[Action]:
-        """End what is too much for its plan, and what waits where leaks have taken the room."""
-        for runtime, plan in self._plans.items():
-            waiting = list(self._numbers(Phase.WAITING, runtime))
-            starting = list(self._numbers(Phase.STARTING, runtime))
-            demand = len(self._in_line(runtime)) if plan.when_empty is WhenEmpty.COLD else 0
-            needed = demand + max(0, plan.size - len(waiting))
-            for surplus in (*waiting[plan.size :], *starting[needed:]):
-                yield self._yielded(surplus)
+    def _drop_surplus(self, runtime: _Runtime) -> Iterator[Action]:
+        """End the newest starts that are of no use any more, and what is too much for the plan."""
+        starting, waiting = runtime.numbers[Phase.STARTING], runtime.numbers[Phase.WAITING]
+        for number in tuple(islice(reversed(starting), max(0, len(starting) - runtime.needed))):
+            yield self._yielded(number)
+        for number in tuple(islice(waiting, max(0, len(waiting) - runtime.plan.size))):
+            yield self._yielded(number)
+
+    def _make_room_for_leaks(self) -> Iterator[Action]:
         while self._free() + self.count(Phase.ENDING) < 0 and (number := self._unneeded()) is not None:
             yield self._yielded(number)
 
     def _start_wanted(self, now_s: float) -> Iterator[Action]:
         """Starts for those who ask. Where there is no room for one, it is made, and he waits for that."""
         coming = self.count(Phase.ENDING)
-        wanted: list[tuple[str, int | None]] = [
-            (asking.runtime, ticket) for ticket, asking in self._asking.items() if asking.own
+        wanted: list[tuple[_Runtime, int | None]] = [
+            (runtime, ticket) for ticket, runtime in self._own.items()
         ]
-        wanted += [(runtime, None) for runtime in self._plans for _ in range(self._missing(runtime))]
+        wanted += [(runtime, None) for runtime in self._all() for _ in range(runtime.missing)]
         for runtime, ticket in wanted:
             if self._free() <= 0:
                 if coming > 0:
@@ -319,78 +339,66 @@ class PoolRules:
                     yield self._yielded(unneeded)
                     continue
             if ticket is None:
-                yield Start(self._new(runtime, Phase.STARTING, now_s), runtime)
+                yield Start(self._new(runtime, Phase.STARTING, now_s), runtime.name)
             else:
-                del self._asking[ticket]
-                self._stats(runtime).own += 1
+                self._leave(ticket)
+                runtime.stats.own += 1
                 yield MakeOwn(ticket, self._new(runtime, Phase.LENT, now_s))
 
     def _refill(self, now_s: float) -> Iterator[Action]:
         """Starts ahead of demand, in room that nobody waits for."""
-        if any(asking.own for asking in self._asking.values()) or any(map(self._missing, self._plans)):
+        if self._own or any(runtime.missing for runtime in self._all()):
             return
-        ahead = sum(self.count(Phase.STARTING, runtime) - self._demand(runtime) for runtime in self._plans)
-        for runtime, plan in self._plans.items():
-            if self._pauses[runtime].until_s:
+        ahead = sum(runtime.count(Phase.STARTING) - runtime.demand for runtime in self._all())
+        for runtime in self._all():
+            if runtime.pause_until_s:
                 continue
-            there = self.count(Phase.STARTING, runtime) + self.count(Phase.WAITING, runtime)
-            short = plan.size - there
-            if plan.when_empty is WhenEmpty.COLD:
-                short += self._demand(runtime)
+            short = runtime.needed - runtime.count(Phase.STARTING)
             for _ in range(min(short, self._refills_at_once - ahead, self._free())):
                 ahead += 1
-                yield Start(self._new(runtime, Phase.STARTING, now_s), runtime)
+                yield Start(self._new(runtime, Phase.STARTING, now_s), runtime.name)
 
     # --- What follows from what is there ------------------------------------------------------------------
 
-    def _demand(self, runtime: str) -> int:
-        """Starts that those in line for a pooled sandbox are entitled to."""
-        in_line, plan = len(self._in_line(runtime)), self._plan(runtime)
-        return in_line if plan.when_empty is WhenEmpty.COLD else min(in_line, plan.size)
-
-    def _missing(self, runtime: str) -> int:
-        return max(0, self._demand(runtime) - self.count(Phase.STARTING, runtime))
+    def _all(self) -> Iterable[_Runtime]:
+        return self._runtimes.values()
 
     def _free(self) -> int:
         return self._capacity - self._withheld - len(self._sandboxes)
 
     def _unneeded(self) -> int | None:
         """One that may be ended for somebody's sake: the oldest that waits, else the newest start ahead."""
-        for number in self._numbers(Phase.WAITING):
-            return number
-        for runtime in self._plans:
-            starting = list(self._numbers(Phase.STARTING, runtime))
-            if len(starting) > self._demand(runtime):
-                return starting[-1]
+        for runtime in self._all():
+            for number in runtime.numbers[Phase.WAITING]:
+                return number
+        for runtime in self._all():
+            if runtime.count(Phase.STARTING) > runtime.demand:
+                return next(reversed(runtime.numbers[Phase.STARTING]))
         return None
 
-    def _in_line(self, runtime: str) -> Mapping[int, _Asking]:
-        return {
-            ticket: asking
-            for ticket, asking in self._asking.items()
-            if asking.runtime == runtime and not asking.own
-        }
-
-    def _numbers(self, phase: Phase, runtime: str | None = None) -> Iterator[int]:
-        for number, sandbox in self._sandboxes.items():
-            if sandbox.phase is phase and runtime in (None, sandbox.runtime):
-                yield number
-
-    def _new(self, runtime: str, phase: Phase, now_s: float) -> int:
+    def _new(self, runtime: _Runtime, phase: Phase, now_s: float) -> int:
         self._last_number += 1
         self._sandboxes[self._last_number] = _Sandbox(runtime, phase, now_s)
+        runtime.numbers[phase][self._last_number] = None
         return self._last_number
 
+    def _move(self, number: int, phase: Phase, now_s: float) -> None:
+        sandbox = self._sandboxes[number]
+        del sandbox.home.numbers[sandbox.phase][number]
+        sandbox.home.numbers[phase][number] = None
+        sandbox.phase, sandbox.since_s = phase, now_s
+
     def _end(self, number: int) -> End:
-        self._sandboxes[number].phase = Phase.ENDING
+        self._move(number, Phase.ENDING, self._sandboxes[number].since_s)
         return End(number)
 
     def _yielded(self, number: int) -> End:
-        self._stats(self._sandboxes[number].runtime).yielded += 1
+        self._sandboxes[number].home.stats.yielded += 1
         return self._end(number)
 
-    def _plan(self, runtime: str) -> Plan:
-        return self._plans.get(runtime, _NO_POOL)
-
-    def _stats(self, runtime: str) -> PoolStats:
-        return self.stats.setdefault(runtime, PoolStats())
+    def _leave(self, ticket: int) -> None:
+        """He asks no longer, whatever he got."""
+        runtime = self._asking.pop(ticket, None)
+        if runtime is not None:
+            runtime.in_line.pop(ticket, None)
+            self._own.pop(ticket, None)
