@@ -77,12 +77,15 @@ OUTPUT_HEAD_BYTES = 12 * 1024
 """Of a cell's output the model sees this much from the start ..."""
 OUTPUT_TAIL_BYTES = 4 * 1024
 """... and this much from the end."""
-MAX_CALLS_IN_GUEST = 32
-"""Sub-calls one sandbox may have in flight on its socket; the guest library queues the rest."""
+MAX_CALLS_IN_GUEST = 128
+"""Sub-calls one sandbox may have in flight on its socket, or `max_concurrency` where that is less; the guest
+library queues the rest. What they cost us is bounded by their bytes (`MAX_REQUEST_BYTES_HELD`), to which the
+guest library keeps too, and not by their number."""
 MAX_CALL_ID_BYTES = 64
 """Length of the ids a guest chooses for its calls."""
-MAX_CALLS_ON_SOCKET = 2 * MAX_CALLS_IN_GUEST
-"""Calls served at once on one socket: the stream of cells, the window, and a few cheap ones beside them."""
+MAX_CALLS_ON_SOCKET = MAX_CALLS_IN_GUEST + 32
+"""Calls served at once on one socket: the stream of cells, the window, and a few cheap ones beside them. Each
+may have sent 64 kB that nobody has read yet: 40 MB of one guest, on all its connections."""
 MAX_GUEST_CONNECTIONS = 4
 """One worker makes one; the slack is for a reconnect whose predecessor is not yet reaped."""
 REQUESTS_RECEIVED_AT_ONCE = 2

@@ -34,12 +34,14 @@ finditer, chunks), or a read-only mapping path -> text (`list(context)[:5]`, `co
 the prompt. Put the piece of text into it, say exactly what to return, ask for JSON when you will parse it.
 - `llm_query_batched(prompts, on_error="raise") -> list[str]`: many at once, in parallel, order kept. Use \
 this instead of a loop of llm_query. With on_error="return" a failed one is an exception object in its place.
+- `llm_query_as_completed(prompts)`: yields (index, answer) as they come; a generator of prompts will do, memory \
+holds few of them, and leaving the loop stops the rest. `rlm_query_as_completed` likewise.
 - `rlm_query(question, context=None) -> str`, `rlm_query_batched([(question, context), ...])`: a child with a \
 namespace of its own that works like you, for a part that needs exploring by itself. Dearer than llm_query.
 - `FINAL(value)`: ends the task with this answer; a value that isn't str becomes JSON. `FINAL_VAR("name")` \
 answers with a variable, so an answer can be longer than anything you could write.
 - `SHOW_VARS()`: what the namespace holds. `budget()`: what is left to spend.
-- Async twins for top-level await: allm_query, allm_query_batched, arlm_query, arlm_query_batched.
+- Async twins of all these calls, for top-level await, begin with an a: allm_query, arlm_query, ...
 A refused or failed sub-call raises (BudgetExceeded, DepthExceeded, SubCallError, ...); it never returns text.
 
 How to work:

@@ -150,7 +150,8 @@ def test_every_limit_of_the_clock_and_every_loss_is_told_apart() -> None:
 def test_the_system_prompt_names_everything_a_cell_sees(dialect: Dialect) -> None:
     names = [
         *("context", "llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched"),
-        *("FINAL", "FINAL_VAR", "SHOW_VARS", "budget", "allm_query", "arlm_query"),
+        *("llm_query_as_completed", "rlm_query_as_completed", "allm_query", "arlm_query"),
+        *("FINAL", "FINAL_VAR", "SHOW_VARS", "budget"),
     ]
     assert [name for name in names if name not in prompts.system(dialect)] == []
 

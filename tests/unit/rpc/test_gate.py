@@ -244,7 +244,7 @@ async def test_past_the_window_calls_are_turned_away_as_back_pressure_and_counte
     calls = [
         asyncio.ensure_future(one.broker.Complete(pb.CompleteRequest(call_id=f"{place}-{number}")))
         for place, one in enumerate(channels)
-        for number in range(50)
+        for number in range(MAX_CALLS_ON_SOCKET // 2)
     ]
     async with asyncio.timeout(SOON_S):
         while sum(call.done() for call in calls) + served.service.in_flight < len(calls):  # noqa: ASYNC110
