@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sandbox_image.worker.interpreter import text_patterns
 from sandbox_image.worker.interpreter.landmarks import count_characters
 from sandbox_image.worker.interpreter.stretch import Stretch
-from sandbox_image.worker.interpreter.text_bytes import Read, find_in
+from sandbox_image.worker.interpreter.text_bytes import Read
 
 # In how much matches may start that is decoded at a time: little where they are rare, what stays in the
 # processor's cache where they are not, and much more than the reach where that is long.
@@ -28,6 +28,8 @@ MOST_WINDOW_BYTES = 1_048_576
 MOST_FAR_WINDOW_BYTES = 4 * 1_048_576
 REACH_BYTES = 1_048_576
 _MOST_BYTES_OF_CHARACTER = 4
+# On a view it copies nothing, and is quick where the newline is near.
+_NEWLINE = re.compile(rb"\n")
 
 
 class Origin(NamedTuple):
@@ -217,7 +219,7 @@ def _matches_in_windows(pattern: "re.Pattern[str]", stretch: Stretch) -> Iterato
     reach = text_patterns.reach(pattern)
     reaches_far = reach.characters is None and reach.newlines is None
     most_bytes = MOST_FAR_WINDOW_BYTES if reaches_far else MOST_WINDOW_BYTES
-    window_bytes = most_bytes
+    window_bytes = LEAST_WINDOW_BYTES if needed else most_bytes
     made = _WindowMatch if pattern.groups else _GrouplessMatch
     start = start_character = 0
     while True:
@@ -226,13 +228,13 @@ def _matches_in_windows(pattern: "re.Pattern[str]", stretch: Stretch) -> Iterato
             if place is None:
                 return
             found = place.start()
-            window_bytes = LEAST_WINDOW_BYTES if found - start > window_bytes else 2 * window_bytes
-            window_bytes = min(window_bytes, most_bytes)
+            is_rare = found - start > LEAST_WINDOW_BYTES
+            window_bytes = LEAST_WINDOW_BYTES if is_rare else min(2 * window_bytes, most_bytes)
             start, start_character = found, stretch.character_at(found)
         behind = _character_start(read, max(0, start - _MOST_BYTES_OF_CHARACTER * reach.behind))
         # A match of this window starts before `limit_byte`.
         limit_byte = _character_start(read, min(start + window_bytes, length_bytes))
-        end, is_certain = _end_of_reach(read, limit_byte, length_bytes, reach)
+        end, is_certain = _end_of_reach(read, view, limit_byte, reach)
         window = read(behind, end).decode()
         first = count_characters(read(behind, start))
         limit = len(window) - count_characters(read(limit_byte, end))
@@ -258,10 +260,10 @@ def _matches_in_windows(pattern: "re.Pattern[str]", stretch: Stretch) -> Iterato
 
 
 def _end_of_reach(
-    read: Read, limit_byte: int, length_bytes: int, reach: text_patterns.Reach
+    read: Read, view: memoryview, limit_byte: int, reach: text_patterns.Reach
 ) -> tuple[int, bool]:
     """Where a window ends, and whether nothing beyond matters for matches that start before `limit_byte`."""
-    farthest = min(limit_byte + REACH_BYTES, length_bytes)
+    farthest = min(limit_byte + REACH_BYTES, len(view))
     if reach.characters is not None:
         end = limit_byte + _MOST_BYTES_OF_CHARACTER * reach.characters
         if end <= farthest:
@@ -270,13 +272,13 @@ def _end_of_reach(
         end = limit_byte
         # One more for the line it starts in, and one for what `$` looks at.
         for _ in range(reach.newlines + 2):
-            newline = find_in(read, b"\n", end, farthest)
-            if newline < 0:
+            newline = _NEWLINE.search(view, end, farthest)
+            if newline is None:
                 break
-            end = newline + 1
+            end = newline.end()
         else:
             return end, True
-    return _character_start(read, farthest), farthest == length_bytes
+    return _character_start(read, farthest), farthest == len(view)
 
 
 def _character_start(read: Read, offset: int) -> int:
