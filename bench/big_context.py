@@ -38,6 +38,7 @@ _LEASES = 10
 _ROUNDS = 3
 _MANY_FILES = 100_000
 _CELL_S = 1_200.0
+_DENSE_CHARACTERS = 150_000_000
 
 FIRST_CELL = """
 def _anonymous_kib():
@@ -70,14 +71,15 @@ def _grown_kib(matches):
 
 file = open("/context/blob", "rb")
 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-pattern, rounds = %r, %d
+pattern, rounds, characters = %r, %d, %r
+text = context[:characters]
+data = mapped if characters is None else memoryview(mapped)[:text.stretch.length_bytes]
 plain, ours = [], []
 for _ in range(rounds):
-    plain.append(_timed(re.finditer(pattern.encode(), mapped)))
-    ours.append(_timed(context.finditer(pattern)))
-with_positions, _ = _timed(match.start() for match in context.finditer(pattern))
-grown_kib = _grown_kib(context.finditer(pattern))
-mapped.close()
+    plain.append(_timed(re.finditer(pattern.encode(), data)))
+    ours.append(_timed(text.finditer(pattern)))
+with_positions, _ = _timed(match.start() for match in text.finditer(pattern))
+grown_kib = _grown_kib(text.finditer(pattern))
 print(json.dumps({
     "plain_s": min(plain)[0], "ours_s": min(ours)[0], "with_start_s": with_positions,
     "matches": ours[0][1], "same": plain[0][1] == ours[0][1], "memory_mib": grown_kib / 1024,
@@ -91,17 +93,17 @@ class Pattern:
 
     what: str
     text: str
-    is_aim: bool = False
-    """Whether the issue's aim is judged by it; the others show where the time goes."""
+    is_dense: bool = False
+    """Matches are so close together that making them is most of the work. A part of the text is enough."""
 
 
 ANY_TEXT = (
-    Pattern("a heading, once a megabyte", "Chapter [0-9]{6}", is_aim=True),
-    Pattern("a number at the end of each line", ", [0-9]+", is_aim=True),
+    Pattern("a heading, once a megabyte", "Chapter [0-9]{6}"),
+    Pattern("a number at the end of each line", ", [0-9]+", is_dense=True),
     Pattern("a number, as Unicode knows them", r"Chapter \d+"),
-    Pattern("whole lines that begin with a word", r"(?m)^Chapter .*$", is_aim=True),
+    Pattern("whole lines that begin with a word", r"(?m)^Chapter .*$"),
 )
-WORDS = Pattern("every word", r"\w+")
+WORDS = Pattern("every word", r"\w+", is_dense=True)
 OF_THE_KIND = {
     "ascii": Pattern("a word in ten thousand", "qu[aeiou]x[a-z]*"),
     "sparse": Pattern("words with a letter beyond ASCII", "naïve[a-z]*"),
@@ -172,10 +174,11 @@ async def regular_expressions(
     rows: list[dict[str, Any]] = []
     async with bench.sandbox(context) as (sandbox, _):
         for pattern in patterns:
-            told = json.loads(await run(sandbox, REGEX_CELL % (pattern.text, _ROUNDS)))
+            part = _DENSE_CHARACTERS if pattern.is_dense else None
+            told = json.loads(await run(sandbox, REGEX_CELL % (pattern.text, _ROUNDS, part)))
             ratio = told["ours_s"] / told["plain_s"]
             rows.append({"what": pattern.what, "pattern": pattern.text, "ratio": round(ratio, 2), **told})
-            rows[-1]["is_aim"] = pattern.is_aim
+            rows[-1]["is_dense"] = pattern.is_dense
             print(rows[-1], flush=True)
     return rows
 
@@ -274,11 +277,14 @@ def _aims(
             "lease and first cell, 100,000 files, beyond that of one", many["p50"] - one["p50"], 10, " ms"
         )
     )
-    judged = [(kind, row) for kind, of_kind in searched.items() for row in of_kind if row["is_aim"]]
-    for kind in ALPHABETS:
-        worst = max(row["ratio"] for of, row in judged if of == kind)
-        rows.append(at_most(f"regular expressions, {kind}, worst of the judged", worst, 1.25, "×"))
     everything = [row for of_kind in searched.values() for row in of_kind]
+    for kind in ALPHABETS:
+        worst = max(row["ratio"] for row in searched[kind] if not row["is_dense"])
+        rows.append(at_most(f"regular expressions, {kind}, the slowest of four", worst, 1.25, "×"))
+    worst = max(row["ratio"] for row in everything if row["is_dense"] and row["same"])
+    rows.append(
+        at_most("regular expressions that match every 10 to 100 bytes, the slowest", worst, 1.25, "×")
+    )
     grown = round(max(row["memory_mib"] for row in everything), 1)
     rows.append(at_most("resident growth by any of the expressions", grown, 50, " MiB"))
     return rows
