@@ -168,11 +168,12 @@ def _choice(request: pb.StartChildRunRequest) -> ContextChoice:
                 )
             return OwnPaths(tuple(_path(path) for path in request.paths.paths))
         case "files":
-            if len(request.files.runs) > MAX_PATHS_IN_REQUEST:
+            numbers = request.files.runs
+            if len(numbers) > 2 * MAX_PATHS_IN_REQUEST or len(numbers) % 2:
                 raise InvalidRequestError(
-                    f"at most {MAX_PATHS_IN_REQUEST:,} runs of files can be given to a child run"
+                    f"at most {MAX_PATHS_IN_REQUEST:,} runs of files, each two numbers, make a context"
                 )
-            return OwnFiles(tuple((run.first, run.count) for run in request.files.runs))
+            return OwnFiles(tuple(zip(numbers[::2], numbers[1::2], strict=True)))
         case "upload_id":
             return Uploaded(request.upload_id)
         case _:

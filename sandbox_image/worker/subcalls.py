@@ -131,9 +131,7 @@ class SubCalls:
             request.range.start_byte = header["start_byte"]
             request.range.end_byte = header["end_byte"]
         elif header["context"] == "files":
-            request.files.runs.extend(
-                broker_pb2.FileRun(first=first, count=count) for first, count in header["runs"]
-            )
+            request.files.runs.extend(number for run in header["runs"] for number in run)
         else:
             request.upload_id = header["upload_id"]
 

@@ -69,3 +69,29 @@ async def test_a_text_of_200_megabytes_works_under_the_default_memory_limit(
     assert json.loads(small_child) == ["str", 200, 100]
     assert played.report.answer == str(at)
     assert [cell.outcome for cell in played.cells] == ["ok"] * len(CELLS)
+
+
+MAPPING_CELLS = (
+    "print(rlm_query('Which?', context[1:3]))",
+    "print(rlm_query('Which?', context))",
+    "print(rlm_query('Which?', context.subset(['d.txt', 'a.txt'])))",
+    "FINAL('told')",
+)
+MAPPING_CHILD_CELLS = ("FINAL({path: text for path, text in context.items()})",)
+
+
+async def test_files_that_a_child_is_given_by_reference_are_those_and_no_others(
+    player: Player, tmp_path: Path
+) -> None:
+    texts = {f"{name}.txt": f"{name} é\n" for name in "abcd"}
+    (tmp_path / "files").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "files" / name).write_text(text, encoding="utf-8")
+    script = player.script(MAPPING_CELLS, child_steps=MAPPING_CHILD_CELLS)
+
+    played = await player.run(script, tmp_path / "files")
+
+    some, everything, chosen = map(json.loads, played.told)
+    assert some == {name: texts[name] for name in ("b.txt", "c.txt")}
+    assert everything == texts
+    assert list(chosen) == ["d.txt", "a.txt"]

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rlm_proto/v1/broker.proto\x12\x0crlm_proto.v1\"\x86\x01\n\x0f\x43ompleteRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\x0c\x12\r\n\x05model\x18\x03 \x01(\t\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x13shared_prefix_bytes\x18\x05 \x01(\rB\r\n\x0b_max_tokens\"3\n\x10\x43ompleteResponse\x12\x0c\n\x04text\x18\x01 \x01(\x0c\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"\x9a\x02\n\x14StartChildRunRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\x0c\x12\x10\n\x06inline\x18\x03 \x01(\x0cH\x00\x12+\n\x05range\x18\x04 \x01(\x0b\x32\x1a.rlm_proto.v1.ContextRangeH\x00\x12+\n\x05paths\x18\x05 \x01(\x0b\x32\x1a.rlm_proto.v1.ContextPathsH\x00\x12\x13\n\tupload_id\x18\x06 \x01(\tH\x00\x12+\n\x05\x66iles\x18\x08 \x01(\x0b\x32\x1a.rlm_proto.v1.ContextFilesH\x00\x12\x17\n\nmax_tokens\x18\x07 \x01(\x03H\x01\x88\x01\x01\x42\t\n\x07\x63ontextB\r\n\x0b_max_tokens\"B\n\x0c\x43ontextRange\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x12\n\nstart_byte\x18\x02 \x01(\x04\x12\x10\n\x08\x65nd_byte\x18\x03 \x01(\x04\"\x1d\n\x0c\x43ontextPaths\x12\r\n\x05paths\x18\x01 \x03(\x0c\"3\n\x0c\x43ontextFiles\x12#\n\x04runs\x18\x01 \x03(\x0b\x32\x15.rlm_proto.v1.FileRun\"\'\n\x07\x46ileRun\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"%\n\x15StartChildRunResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"C\n\x14UploadContextRequest\x12\x13\n\tfile_path\x18\x01 \x01(\x0cH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"*\n\x15UploadContextResponse\x12\x11\n\tupload_id\x18\x01 \x01(\t\"\x12\n\x10GetBudgetRequest\"\xd1\x01\n\x11GetBudgetResponse\x12\x13\n\x06tokens\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rcost_microusd\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\x05\x63\x61lls\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x17\n\nchild_runs\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x14\n\x0clevels_below\x18\x05 \x01(\x05\x12\x12\n\ndeadline_s\x18\x06 \x01(\x01\x42\t\n\x07_tokensB\x10\n\x0e_cost_microusdB\x08\n\x06_callsB\r\n\x0b_child_runs2\xe0\x02\n\rBrokerService\x12I\n\x08\x43omplete\x12\x1d.rlm_proto.v1.CompleteRequest\x1a\x1e.rlm_proto.v1.CompleteResponse\x12Z\n\rStartChildRun\x12\".rlm_proto.v1.StartChildRunRequest\x1a#.rlm_proto.v1.StartChildRunResponse0\x01\x12Z\n\rUploadContext\x12\".rlm_proto.v1.UploadContextRequest\x1a#.rlm_proto.v1.UploadContextResponse(\x01\x12L\n\tGetBudget\x12\x1e.rlm_proto.v1.GetBudgetRequest\x1a\x1f.rlm_proto.v1.GetBudgetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rlm_proto/v1/broker.proto\x12\x0crlm_proto.v1\"\x86\x01\n\x0f\x43ompleteRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\x0c\x12\r\n\x05model\x18\x03 \x01(\t\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x13shared_prefix_bytes\x18\x05 \x01(\rB\r\n\x0b_max_tokens\"3\n\x10\x43ompleteResponse\x12\x0c\n\x04text\x18\x01 \x01(\x0c\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"\x9a\x02\n\x14StartChildRunRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\x0c\x12\x10\n\x06inline\x18\x03 \x01(\x0cH\x00\x12+\n\x05range\x18\x04 \x01(\x0b\x32\x1a.rlm_proto.v1.ContextRangeH\x00\x12+\n\x05paths\x18\x05 \x01(\x0b\x32\x1a.rlm_proto.v1.ContextPathsH\x00\x12\x13\n\tupload_id\x18\x06 \x01(\tH\x00\x12+\n\x05\x66iles\x18\x08 \x01(\x0b\x32\x1a.rlm_proto.v1.ContextFilesH\x00\x12\x17\n\nmax_tokens\x18\x07 \x01(\x03H\x01\x88\x01\x01\x42\t\n\x07\x63ontextB\r\n\x0b_max_tokens\"B\n\x0c\x43ontextRange\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x12\n\nstart_byte\x18\x02 \x01(\x04\x12\x10\n\x08\x65nd_byte\x18\x03 \x01(\x04\"\x1d\n\x0c\x43ontextPaths\x12\r\n\x05paths\x18\x01 \x03(\x0c\"\x1c\n\x0c\x43ontextFiles\x12\x0c\n\x04runs\x18\x01 \x03(\x04\"%\n\x15StartChildRunResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"C\n\x14UploadContextRequest\x12\x13\n\tfile_path\x18\x01 \x01(\x0cH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"*\n\x15UploadContextResponse\x12\x11\n\tupload_id\x18\x01 \x01(\t\"\x12\n\x10GetBudgetRequest\"\xd1\x01\n\x11GetBudgetResponse\x12\x13\n\x06tokens\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rcost_microusd\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\x05\x63\x61lls\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x17\n\nchild_runs\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x14\n\x0clevels_below\x18\x05 \x01(\x05\x12\x12\n\ndeadline_s\x18\x06 \x01(\x01\x42\t\n\x07_tokensB\x10\n\x0e_cost_microusdB\x08\n\x06_callsB\r\n\x0b_child_runs2\xe0\x02\n\rBrokerService\x12I\n\x08\x43omplete\x12\x1d.rlm_proto.v1.CompleteRequest\x1a\x1e.rlm_proto.v1.CompleteResponse\x12Z\n\rStartChildRun\x12\".rlm_proto.v1.StartChildRunRequest\x1a#.rlm_proto.v1.StartChildRunResponse0\x01\x12Z\n\rUploadContext\x12\".rlm_proto.v1.UploadContextRequest\x1a#.rlm_proto.v1.UploadContextResponse(\x01\x12L\n\tGetBudget\x12\x1e.rlm_proto.v1.GetBudgetRequest\x1a\x1f.rlm_proto.v1.GetBudgetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,19 +42,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTEXTPATHS']._serialized_start=586
   _globals['_CONTEXTPATHS']._serialized_end=615
   _globals['_CONTEXTFILES']._serialized_start=617
-  _globals['_CONTEXTFILES']._serialized_end=668
-  _globals['_FILERUN']._serialized_start=670
-  _globals['_FILERUN']._serialized_end=709
-  _globals['_STARTCHILDRUNRESPONSE']._serialized_start=711
-  _globals['_STARTCHILDRUNRESPONSE']._serialized_end=748
-  _globals['_UPLOADCONTEXTREQUEST']._serialized_start=750
-  _globals['_UPLOADCONTEXTREQUEST']._serialized_end=817
-  _globals['_UPLOADCONTEXTRESPONSE']._serialized_start=819
-  _globals['_UPLOADCONTEXTRESPONSE']._serialized_end=861
-  _globals['_GETBUDGETREQUEST']._serialized_start=863
-  _globals['_GETBUDGETREQUEST']._serialized_end=881
-  _globals['_GETBUDGETRESPONSE']._serialized_start=884
-  _globals['_GETBUDGETRESPONSE']._serialized_end=1093
-  _globals['_BROKERSERVICE']._serialized_start=1096
-  _globals['_BROKERSERVICE']._serialized_end=1448
+  _globals['_CONTEXTFILES']._serialized_end=645
+  _globals['_STARTCHILDRUNRESPONSE']._serialized_start=647
+  _globals['_STARTCHILDRUNRESPONSE']._serialized_end=684
+  _globals['_UPLOADCONTEXTREQUEST']._serialized_start=686
+  _globals['_UPLOADCONTEXTREQUEST']._serialized_end=753
+  _globals['_UPLOADCONTEXTRESPONSE']._serialized_start=755
+  _globals['_UPLOADCONTEXTRESPONSE']._serialized_end=797
+  _globals['_GETBUDGETREQUEST']._serialized_start=799
+  _globals['_GETBUDGETREQUEST']._serialized_end=817
+  _globals['_GETBUDGETRESPONSE']._serialized_start=820
+  _globals['_GETBUDGETRESPONSE']._serialized_end=1029
+  _globals['_BROKERSERVICE']._serialized_start=1032
+  _globals['_BROKERSERVICE']._serialized_end=1384
 # @@protoc_insertion_point(module_scope)

@@ -221,13 +221,15 @@ class ContextFiles(_message.Message):
 
     RUNS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileRun]:
-        """At least one; no file may be in two of them."""
+    def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each run of files that follow one another the number of the first, then how many they are, at least 1. At least
+        one run; no file may be in two of them.
+        """
 
     def __init__(
         self,
         *,
-        runs: _abc.Iterable[Global___FileRun] | None = ...,
+        runs: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -236,32 +238,6 @@ class ContextFiles(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ContextFiles: _TypeAlias = ContextFiles  # noqa: Y015
-
-@_typing.final
-class FileRun(_message.Message):
-    """FileRun is some files that follow one another."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    FIRST_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
-    first: _builtins.int
-    """The number of the first."""
-    count: _builtins.int
-    """How many they are, at least 1."""
-    def __init__(
-        self,
-        *,
-        first: _builtins.int = ...,
-        count: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first", b"first"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___FileRun: _TypeAlias = FileRun  # noqa: Y015
 
 @_typing.final
 class StartChildRunResponse(_message.Message):

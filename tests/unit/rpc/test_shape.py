@@ -30,6 +30,7 @@ def varint(value: int) -> bytes:
         pb.CompleteRequest(call_id="c", prompt=b"x" * MAX_PROMPT_BYTES, model="m", max_tokens=-1),
         pb.StartChildRunRequest(call_id="c", question=b"q" * 3_000_000, inline=b"x" * (1 << 20)),
         pb.StartChildRunRequest(paths=pb.ContextPaths(paths=[b"a/b.txt"] * 100_000)),
+        pb.StartChildRunRequest(files=pb.ContextFiles(runs=range(200_000))),
         pb.GetBudgetResponse(tokens=1, deadline_s=1.5),
         sandbox_pb2.AttachRequest(answer=sandbox_pb2.AnswerChunk(cell_id=1, data=b"x" * 262_144)),
     ],
