@@ -2,10 +2,14 @@
 
 A conversation is a tuple of entries. What the model said is kept verbatim, block by block, because thinking
 blocks must be sent back untouched; everything else is ours.
+
+Each entry knows its length from the moment it is made: a conversation is measured at every turn, and to
+measure all of it again would cost more with each.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TypeAlias
 
@@ -43,6 +47,11 @@ class Told:
     text: str
     cached_chars: int = 0
     """So many characters of its beginning are worth caching: other requests begin with them too."""
+    length_bytes: int = field(init=False, repr=False, compare=False)
+    """Of what it says, in UTF-8, without any wire format."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "length_bytes", utf8_bytes(self.text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,12 @@ class Reply:
 
     content: tuple[Block, ...]
     stop: StopReason
+    length_bytes: int = field(init=False, repr=False, compare=False)
+    """Of its blocks as JSON, in UTF-8."""
+
+    def __post_init__(self) -> None:
+        length_bytes = sum(utf8_bytes(json.dumps(dict(block), ensure_ascii=False)) for block in self.content)
+        object.__setattr__(self, "length_bytes", length_bytes)
 
     @property
     def text(self) -> str:
@@ -70,6 +85,11 @@ class ToolReport:
     call_id: str
     text: str
     is_error: bool = False
+    length_bytes: int = field(init=False, repr=False, compare=False)
+    """Of text and id, in UTF-8."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "length_bytes", utf8_bytes(self.text) + utf8_bytes(self.call_id))
 
 
 Entry: TypeAlias = Told | Reply | ToolReport
@@ -77,3 +97,8 @@ Conversation: TypeAlias = tuple[Entry, ...]
 
 PYTHON_TOOL = "python"
 """The one tool: a cell, in its string argument `code`."""
+
+
+def utf8_bytes(text: str) -> int:
+    """Length of the text on the wire. Lone surrogates are sent as `?`, one byte."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))

@@ -6,9 +6,7 @@ plus what the provider adds itself, can't be too low. It is about four times too
 ledger makes up for that by waiting for holds to come back, never by guessing (budget, rule 5).
 """
 
-import json
-
-from orchestrator.conversation import Conversation, Reply, Told
+from orchestrator.conversation import Conversation, utf8_bytes
 
 REQUEST_OVERHEAD_TOKENS = 64
 """Framing of a request: role markers, beginning and end."""
@@ -28,17 +26,4 @@ def input_bound_tokens(system: str, conversation: Conversation, *, python_tool: 
 
 def request_bytes(system: str, conversation: Conversation) -> int:
     """What a request says, in bytes of UTF-8: all that is ours or the model's, without any wire format."""
-    total = utf8_bytes(system)
-    for entry in conversation:
-        if isinstance(entry, Reply):
-            total += sum(utf8_bytes(json.dumps(dict(block), ensure_ascii=False)) for block in entry.content)
-        elif isinstance(entry, Told):
-            total += utf8_bytes(entry.text)
-        else:
-            total += utf8_bytes(entry.text) + utf8_bytes(entry.call_id)
-    return total
-
-
-def utf8_bytes(text: str) -> int:
-    """Length of the text on the wire. Lone surrogates are sent as `?`, one byte."""
-    return len(text.encode("utf-8", "replace"))
+    return utf8_bytes(system) + sum(entry.length_bytes for entry in conversation)

@@ -95,6 +95,9 @@ MAX_REQUEST_BYTES_HELD = 16 * 1024 * 1024
 """Requests of one guest under way together: sixteen prompts that fill a window of 200,000 tokens. While they
 are more, the next is left in the guest. A request costs up to seven times its size here (message, text of
 wide characters, record), so this is what bounds a guest, at some 400 MB."""
+MAX_ANSWER_BYTES_UNREAD = 16 * 1024 * 1024
+"""Long answers on their way to one guest, together. An honest worker reads each at once; what a guest leaves
+unread costs three times its size here (message, its bytes, gRPC's)."""
 MAX_ATTACH_MESSAGE_BYTES = 512 * 1024
 """The longest honest one is an answer chunk."""
 MAX_UPLOAD_PART_BYTES = 1024 * 1024

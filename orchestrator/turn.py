@@ -28,9 +28,18 @@ from typing import TypeAlias
 
 from orchestrator import prompts, reply
 from orchestrator.cells import CellOutcome, CellResult
-from orchestrator.conversation import CellReport, Conversation, Dialect, Entry, Reply, Told, ToolReport
+from orchestrator.conversation import (
+    CellReport,
+    Conversation,
+    Dialect,
+    Entry,
+    Reply,
+    Told,
+    ToolReport,
+    utf8_bytes,
+)
 from orchestrator.errors import InvariantError
-from orchestrator.estimate import input_bound_tokens, utf8_bytes
+from orchestrator.estimate import input_bound_tokens
 
 USELESS_REPLIES_IN_A_ROW = 3
 WINDOW_SHARE = 0.7

@@ -15,6 +15,7 @@ from rlm_proto.v1 import broker_pb2 as pb
 from rlm_proto.v1 import broker_pb2_grpc
 
 from orchestrator.budget import UNLIMITED
+from orchestrator.conversation import utf8_bytes
 from orchestrator.errors import (
     Billing,
     CallerError,
@@ -65,6 +66,7 @@ class BrokerService(broker_pb2_grpc.BrokerServiceServicer):
                 max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
                 shared_prefix_bytes=request.shared_prefix_bytes,
             )
+            await self._sub_calls.gate.room_for_answer(context, utf8_bytes(answer.text))
             return pb.CompleteResponse(text=_utf8(answer.text), truncated=answer.truncated)
         raise InvariantError("unreachable: the block returns or aborts")
 

@@ -20,6 +20,7 @@ from orchestrator.abuse import Conduct, Offence, Pace
 from orchestrator.errors import GuestProtocolError
 from orchestrator.limits import (
     INLINE_WORK_BYTES,
+    MAX_ANSWER_BYTES_UNREAD,
     MAX_ATTACH_MESSAGE_BYTES,
     MAX_CALLS_ON_SOCKET,
     MAX_MESSAGE_BYTES,
@@ -64,6 +65,8 @@ class Gate(grpc.aio.ServerInterceptor):
         self._calls = 0
         self._held_bytes = 0
         self._less_held = asyncio.Event()
+        self._unread_bytes = 0
+        self._less_unread = asyncio.Event()
         self._receiving = asyncio.Semaphore(REQUESTS_RECEIVED_AT_ONCE)
         self._guarded: dict[str, tuple[_Handler, _Handler]] = {}
         self._full: _Handler = grpc.stream_stream_rpc_method_handler(_turn_away)
@@ -208,6 +211,25 @@ class Gate(grpc.aio.ServerInterceptor):
                 self._less_held.clear()
                 await self._less_held.wait()
             yield
+
+    async def room_for_answer(self, context: _Context, length_bytes: int) -> None:
+        """Wait until what the guest has not read of its long answers leaves room for one more.
+
+        To be called before the answer is encoded. The room is given back when the call is over, which is when
+        the last byte of it has gone to the guest, or the guest has.
+        """
+        if length_bytes <= INLINE_WORK_BYTES:
+            return
+        while self._unread_bytes and self._unread_bytes + length_bytes > MAX_ANSWER_BYTES_UNREAD:
+            self._less_unread.clear()
+            await self._less_unread.wait()
+        self._unread_bytes += length_bytes
+
+        def taken(_: object) -> None:
+            self._unread_bytes -= length_bytes
+            self._less_unread.set()
+
+        context.add_done_callback(taken)
 
     def release(self, held_bytes: int) -> None:
         """A message and what was made of it are gone."""

@@ -17,7 +17,7 @@ from orchestrator import prompts, turn
 from orchestrator.budget import Amounts
 from orchestrator.cells import CellClock
 from orchestrator.contexts.manifest import Shape
-from orchestrator.conversation import Dialect
+from orchestrator.conversation import Dialect, utf8_bytes
 from orchestrator.errors import (
     BudgetExceededError,
     DeadlineExceededError,
@@ -26,7 +26,7 @@ from orchestrator.errors import (
     OrchestratorError,
     SandboxError,
 )
-from orchestrator.estimate import input_bound_tokens, request_bytes, utf8_bytes
+from orchestrator.estimate import input_bound_tokens, request_bytes
 from orchestrator.limits import (
     LAST_ANSWER_MAX_TOKENS,
     LEAST_LAST_ANSWER_MAX_TOKENS,

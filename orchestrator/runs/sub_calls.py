@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from orchestrator.abuse import Offence
 from orchestrator.budget import UNLIMITED, Account, Amounts, Ask
 from orchestrator.cells import CellClock
-from orchestrator.conversation import StopReason, Told
+from orchestrator.conversation import StopReason, Told, utf8_bytes
 from orchestrator.errors import (
     Billing,
     BudgetExceededError,
@@ -35,7 +35,6 @@ from orchestrator.errors import (
     OrchestratorError,
     RunCancelledError,
 )
-from orchestrator.estimate import utf8_bytes
 from orchestrator.ids import child_run_id
 from orchestrator.limits import (
     DEFAULT_SUB_CALL_MAX_TOKENS,

@@ -34,7 +34,7 @@ class InProcessDriver:
         self.started = 0
 
     async def start(self, spec: SandboxSpec) -> None:
-        guest = _Guest(f"unix:{spec.socket_dir / SOCKET_NAME}")
+        guest = Guest(f"unix:{spec.socket_dir / SOCKET_NAME}")
         self._guests[spec.sandbox_id] = asyncio.create_task(guest.serve())
         self.started += 1
         self.live_at_most = max(self.live_at_most, len(self._guests))
@@ -66,7 +66,7 @@ class InProcessDriver:
             await self.destroy(sandbox_id)
 
 
-class _Guest:
+class Guest:
     """One guest: `llm(prompt)`, `rlm(question)` and `gather(...)` are what its cells can await."""
 
     def __init__(self, address: str) -> None:

@@ -32,8 +32,8 @@ from rlm_proto.v1 import sandbox_pb2
 
 from orchestrator.broker import service
 from orchestrator.budget import ZERO, Amounts, Ask, Standing
-from orchestrator.conversation import Reply
-from orchestrator.estimate import input_bound_tokens, utf8_bytes
+from orchestrator.conversation import Reply, utf8_bytes
+from orchestrator.estimate import input_bound_tokens
 from orchestrator.limits import (
     DEFAULT_SUB_CALL_MAX_TOKENS,
     MAX_CALLS_IN_GUEST,

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from orchestrator.budget import ZERO, Account, Amounts, Ask, Ledger, Request
-from orchestrator.conversation import Reply, StopReason, Told
-from orchestrator.estimate import utf8_bytes
+from orchestrator.conversation import Reply, StopReason, Told, utf8_bytes
 from orchestrator.models.port import Completion, ModelRequest
 from orchestrator.pricing import Usage
 

@@ -26,6 +26,7 @@ from rlm_proto.v1 import broker_pb2_grpc
 
 from orchestrator.abuse import Offence
 from orchestrator.limits import (
+    MAX_ANSWER_BYTES_UNREAD,
     MAX_CALLS_ON_SOCKET,
     MAX_GUEST_CONNECTIONS,
     MAX_PROMPT_BYTES,
@@ -236,6 +237,19 @@ async def test_g13_who_asks_and_never_reads_holds_little() -> None:
             host = await attack(mine.socket, "slow_reader", streams=MAX_CALLS_ON_SOCKET, most_s=2)
             assert host.grew_bytes < 128 * MIB
         assert mine.tree.account.used().calls == 1
+
+
+@pytest.mark.case("G13")
+async def test_g13_who_reads_its_answers_gets_any_amount_of_them() -> None:
+    text = "x" * 400_000
+    async with sandbox(Provider(lambda _: text)) as mine:
+        guest = await mine.dial()
+        with mine.cell():
+            asked = (
+                guest.broker.Complete(pb.CompleteRequest(call_id=f"c{number}", prompt=b"%d" % number))
+                for number in range(2 * MAX_ANSWER_BYTES_UNREAD // len(text))
+            )
+            assert {answer.text for answer in await asyncio.gather(*asked)} == {text.encode()}
 
 
 # --- Floods ----------------------------------------------------------------------------------------------

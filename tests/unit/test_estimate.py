@@ -3,8 +3,16 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.conversation import Block, Conversation, Reply, StopReason, Told, ToolReport
-from orchestrator.estimate import input_bound_tokens, utf8_bytes
+from orchestrator.conversation import (
+    Block,
+    Conversation,
+    Reply,
+    StopReason,
+    Told,
+    ToolReport,
+    utf8_bytes,
+)
+from orchestrator.estimate import input_bound_tokens
 
 any_text = st.text(alphabet=st.characters(), max_size=40)
 blocks: st.SearchStrategy[Block] = st.one_of(

@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,11 @@ def _wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
+def _signal_this_thread(number: signal.Signals) -> None:
+    """As to a program with one thread: a library that pytest has loaded may have started others."""
+    signal.pthread_kill(threading.get_ident(), number)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_cancels_cleanly_and_a_second_one_breaks_nothing(
     tmp_path: Path, number: signal.Signals
@@ -87,7 +93,7 @@ async def test_a_signal_that_came_while_signals_were_held_stops_the_work() -> No
 
     stops: list[int] = []
     with held_signals.held():
-        os.kill(os.getpid(), signal.SIGTERM)
+        _signal_this_thread(signal.SIGTERM)
         with pytest.raises(signals.StoppedError):
             await signals.until_stopped(work(), stops.append)
     assert stops == [1]
@@ -103,7 +109,7 @@ async def test_work_that_answers_although_it_was_stopped_has_its_answer_heard() 
         return "never"
 
     with held_signals.held():
-        os.kill(os.getpid(), signal.SIGINT)
+        _signal_this_thread(signal.SIGINT)
         assert await signals.until_stopped(work(), lambda _count: None) == "just finished"
 
 

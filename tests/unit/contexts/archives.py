@@ -1,7 +1,6 @@
 """Archives for tests, honest and other."""
 
 import io
-import os
 import tarfile
 import time
 import warnings
@@ -15,6 +14,7 @@ import pytest
 from orchestrator.contexts.store import ContextStore, StagedContext
 from orchestrator.errors import ContextInputError
 from orchestrator.ids import LOCAL_TENANT
+from tests.open_files import nothing_left_open
 
 Stage = Callable[..., StagedContext]
 Member = tuple[tarfile.TarInfo, bytes]
@@ -74,18 +74,17 @@ def staging(directory: Path) -> Iterator[Stage]:
     canary.write_text("outside")
     staged: list[StagedContext] = []
     children_before = _children()
-    open_before = len(os.listdir("/proc/self/fd"))
 
     def stage_paths(*paths: Path, cancelled: Callable[[], bool] = lambda: False) -> StagedContext:
         staged.append(contexts.stage_paths(LOCAL_TENANT, paths, cancelled=cancelled))
         return staged[-1]
 
-    yield stage_paths
+    with nothing_left_open():
+        yield stage_paths
     kept = {path for context in staged for path in context.files}
     assert {path for path in (directory / "store").rglob("*") if path.is_file()} == kept
     assert canary.read_text() == "outside"
     assert _children() == children_before, "the process that reads archives is still there"
-    assert len(os.listdir("/proc/self/fd")) == open_before, "a file descriptor was leaked"
 
 
 def texts(context: StagedContext) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ from orchestrator.contexts import ingest, store
 from orchestrator.contexts.store import ContextStore, StagedContext
 from orchestrator.errors import ContextInputError, RunCancelledError
 from orchestrator.ids import LOCAL_TENANT
+from tests.open_files import nothing_left_open
 
 CANARY = "the canary outside the tree"
 
@@ -20,13 +21,12 @@ Stage = Callable[..., StagedContext]
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     contexts = ContextStore(tmp_path / "store")
-    open_before = len(os.listdir("/proc/self/fd"))
 
     def stage_paths(*paths: Path, cancelled: Callable[[], bool] = lambda: False) -> StagedContext:
         return contexts.stage_paths(LOCAL_TENANT, paths, cancelled=cancelled)
 
-    yield stage_paths
-    assert len(os.listdir("/proc/self/fd")) == open_before, "a file descriptor was leaked"
+    with nothing_left_open():
+        yield stage_paths
     assert not list((tmp_path / "store").rglob("t-*")), "a temporary file was left"
 
 

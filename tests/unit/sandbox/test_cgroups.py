@@ -1,10 +1,10 @@
-import os
 from pathlib import Path
 
 import pytest
 
 from orchestrator.sandbox.cgroups import NOTHING_KNOWN, open_counters
 from orchestrator.sandbox.port import Counters
+from tests.open_files import nothing_left_open
 
 ID = "c" * 64
 V1_OOM = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
@@ -46,16 +46,15 @@ def test_counters_are_read_again_and_again_from_files_opened_once(
     memory, pids = layout(tmp_path, proc)
     memory.write_text(text.format(0))
     pids.write_text("max 0\n")
-    before = len(os.listdir("/proc/self/fd"))
-    counters = open_counters(7, ID, root=tmp_path / "cg", proc=proc)
-    assert counters.read() == Counters(oom_kills=0, refused_forks=0, cpu_s=1.5)
-    memory.write_text(text.format(12))
-    pids.write_text("max 3\n")
-    assert counters.read() == Counters(oom_kills=12, refused_forks=3, cpu_s=1.5)
-    counters.close()
-    counters.close()
+    with nothing_left_open():
+        counters = open_counters(7, ID, root=tmp_path / "cg", proc=proc)
+        assert counters.read() == Counters(oom_kills=0, refused_forks=0, cpu_s=1.5)
+        memory.write_text(text.format(12))
+        pids.write_text("max 3\n")
+        assert counters.read() == Counters(oom_kills=12, refused_forks=3, cpu_s=1.5)
+        counters.close()
+        counters.close()
     assert counters.read() == NOTHING_KNOWN
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_process_that_is_not_of_the_container_says_nothing_about_it(tmp_path: Path, proc: Path) -> None:

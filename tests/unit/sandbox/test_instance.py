@@ -21,6 +21,7 @@ from orchestrator.sandbox.instance import (
     forget_unborn,
     living_instances,
 )
+from tests.open_files import nothing_left_open
 
 SANDBOX = SandboxId("s0")
 
@@ -48,10 +49,6 @@ def left_in(state_dir: Path) -> list[str]:
     return sorted(path.name for path in (state_dir / "instances").iterdir())
 
 
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 # --- Living and dead --------------------------------------------------------------------------------------
 
 
@@ -61,11 +58,13 @@ def test_a_living_instance_is_not_taken_for_dead(tmp_path: Path) -> None:
 
 
 def test_an_instance_leaves_nothing_behind_and_no_file_open(tmp_path: Path) -> None:
-    before = open_files()
-    with claim_instance(tmp_path) as instance, instance.sandbox_directories(SANDBOX):
+    with (
+        nothing_left_open(),
+        claim_instance(tmp_path) as instance,
+        instance.sandbox_directories(SANDBOX),
+    ):
         pass
     assert left_in(tmp_path) == []
-    assert open_files() == before
 
 
 def test_an_instance_that_fails_inside_leaves_nothing_behind_either(tmp_path: Path) -> None:
@@ -147,13 +146,12 @@ def test_a_state_directory_is_private(tmp_path: Path) -> None:
 
 def test_a_state_directory_that_cannot_be_used_is_named_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    before = open_files()
     with (
+        nothing_left_open(),
         pytest.raises(MachineError, match=r"file/state.*RLM_STATE_DIR"),
         claim_instance(tmp_path / "file/state"),
     ):
         pass
-    assert open_files() == before
 
 
 def test_a_sandboxs_directories_are_gone_after_it(tmp_path: Path) -> None:
@@ -216,11 +214,10 @@ def test_an_instance_for_which_no_uids_are_left_does_not_start_and_leaves_nothin
 ) -> None:
     monkeypatch.setattr(uids, "_BLOCKS", 2)
     with claim() as first, claim() as second:
-        before, files = left_in(tmp_path), open_files()
-        with pytest.raises(MachineError, match="too many"), claim():
+        before = left_in(tmp_path)
+        with nothing_left_open(), pytest.raises(MachineError, match="too many"), claim():
             pass
         assert left_in(tmp_path) == before
-        assert open_files() == files
         assert first.instance_id != second.instance_id
     with claim():
         pass

@@ -4,6 +4,7 @@ import pytest
 
 from orchestrator.errors import InvalidRequestError, KeyMissingError
 from orchestrator.models.provider.sealed import VARIABLE, SealedCredentials, unseal
+from tests.open_files import nothing_left_open
 
 GIVEN = {"ANTHROPIC_API_KEY": "sk-\udcff\n", "AWS_SESSION_TOKEN": "x" * 4_000}
 
@@ -50,7 +51,5 @@ def test_a_file_is_no_pipe() -> None:
 
 
 def test_what_is_longer_than_a_pipe_is_refused_and_not_waited_for() -> None:
-    open_before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(KeyMissingError, match="longer than any credentials"):
+    with nothing_left_open(), pytest.raises(KeyMissingError, match="longer than any credentials"):
         SealedCredentials.of({"ANTHROPIC_API_KEY": "x" * 1_000_000})
-    assert len(os.listdir("/proc/self/fd")) == open_before
