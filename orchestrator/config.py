@@ -31,7 +31,6 @@ _KNOWN = {
 _DEBUG_SWITCHES = {
     "GRPC_TRACE": re.compile(r".+"),
     "GRPC_VERBOSITY": re.compile(r"(?i)debug|info"),
-    "ANTHROPIC_LOG": re.compile(r".+"),
     "PYTHONASYNCIODEBUG": re.compile(r".+"),
     "PYTHONDEVMODE": re.compile(r".+"),
 }

@@ -49,7 +49,9 @@ class Runtime(StrEnum):
 def run(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What is asked about the context.")],
     *,
-    context: Annotated[list[Path], typer.Option(metavar="PATH", help="A file or directory. Repeatable.")],
+    context: Annotated[
+        list[Path], typer.Option(metavar="PATH", help="A file, a directory or an archive. Repeatable.")
+    ],
     model: Annotated[
         str | None,
         typer.Option(

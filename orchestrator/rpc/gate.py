@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -225,11 +225,11 @@ class Gate(grpc.aio.ServerInterceptor):
             await self._less_unread.wait()
         self._unread_bytes += length_bytes
 
-        def taken(_: object) -> None:
+        def taken(_: _Context) -> None:
             self._unread_bytes -= length_bytes
             self._less_unread.set()
 
-        context.add_done_callback(taken)
+        context.add_done_callback(cast(Any, taken))  # its type in the stubs is a class of their own
 
     def release(self, held_bytes: int) -> None:
         """A message and what was made of it are gone."""

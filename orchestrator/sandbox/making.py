@@ -7,7 +7,6 @@ engine does not confirm is recorded as leaked: it keeps its uid, the reaper goes
 room for one sandbox less meanwhile.
 """
 
-import asyncio
 import logging
 import os
 import time
@@ -24,16 +23,13 @@ from orchestrator.limits import WORKER_DIAL_IN_S
 from orchestrator.rpc.guest_server import guest_server
 from orchestrator.rpc.late import LateServices
 from orchestrator.sandbox.instance import Instance
-from orchestrator.sandbox.leftovers import end_leftovers
 from orchestrator.sandbox.port import Ending, SandboxDriver, SandboxSpec
+from orchestrator.sandbox.removal import destroy_stuck
 from orchestrator.sandbox.session import SandboxSession
 from orchestrator.shielding import run_shielded
 
 _log = logging.getLogger(__name__)
 
-_UNSTUCK_S = 15.0
-"""From the end of a stuck runtime to the engine's being free of it; seen: two seconds."""
-_UNSTUCK_LOOK_S = 0.5
 _LOOK_AT_START_S = 2.0
 """How often the engine is asked whether a sandbox that has not dialled in still runs."""
 
@@ -112,39 +108,12 @@ class SandboxMaker:
             if started:
                 await self._driver.destroy(sandbox_id)
             else:
-                await self._destroy_unstarted(sandbox_id)
+                await destroy_stuck(self._driver, sandbox_id, self._instance.containers([sandbox_id]))
         except EngineError as error:
             self._instance.leak(sandbox_id, uid)
             _log.error("sandbox %s may still be there; the reaper goes on trying: %s", sandbox_id, error)
         else:
             self._instance.ended(sandbox_id, uid)
-
-    async def _destroy_unstarted(self, sandbox_id: SandboxId) -> None:
-        """Also one whose start hangs in its runtime.
-
-        The engine answers no question about such a container until the runtime's processes are gone (seen
-        with gVisor's platform kvm on a machine without virtualisation).
-        """
-        containers = self._instance.containers([sandbox_id])
-        try:
-            await self._driver.destroy(sandbox_id)
-        except EngineError:
-            if not await asyncio.to_thread(end_leftovers, containers):
-                raise
-            await self._destroy_unstuck(sandbox_id)
-        # The engine can have removed the container and left these.
-        await asyncio.to_thread(end_leftovers, containers)
-
-    async def _destroy_unstuck(self, sandbox_id: SandboxId) -> None:
-        give_up_s = time.monotonic() + _UNSTUCK_S
-        while True:
-            try:
-                return await self._driver.destroy(sandbox_id)
-            except EngineError:
-                # The call that hung has yet to come back.
-                if time.monotonic() >= give_up_s:
-                    raise
-                await asyncio.sleep(_UNSTUCK_LOOK_S)
 
     async def _wait_ready(self, session: SandboxSession, sandbox_id: SandboxId) -> None:
         give_up_s = time.monotonic() + WORKER_DIAL_IN_S

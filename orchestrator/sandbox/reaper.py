@@ -18,7 +18,7 @@ is tried again with the next look.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -35,6 +35,7 @@ from orchestrator.sandbox.instance import (
 )
 from orchestrator.sandbox.leftovers import end_leftovers
 from orchestrator.sandbox.port import Found, SandboxDriver
+from orchestrator.sandbox.removal import destroy_stuck
 from orchestrator.sandbox.uids import GuestUids, is_guest_uid
 
 _log = logging.getLogger(__name__)
@@ -120,8 +121,17 @@ class Reaper:
                 now_s=time.time(),
             )
         } | instance.leaked.keys()
-        removed = {name for name, gone in zip(doomed, await self._remove(doomed), strict=True) if gone}
-        processes = await self._end_leaks(removed)
+        known = {
+            name: container
+            for instance_id in (instance.instance_id, *dead)
+            for name, container in (
+                await asyncio.to_thread(containers_of, instance.state_dir, instance_id)
+            ).items()
+        }
+        killed = await asyncio.gather(*(self._remove(name, known.get(name)) for name in doomed))
+        removed = {name for name, processes in zip(doomed, killed, strict=True) if processes is not None}
+        processes = sum(filter(None, killed))
+        self._close_books(removed)
         there = {one.sandbox_id for one in found} - removed
         forgotten = 0
         for dead_id in dead:
@@ -144,26 +154,20 @@ class Reaper:
             stuck=len(doomed) - len(removed),
         )
 
-    async def _remove(self, doomed: Collection[SandboxId]) -> list[bool]:
-        return await asyncio.gather(*(self._is_gone(sandbox_id) for sandbox_id in doomed))
-
-    async def _is_gone(self, sandbox_id: SandboxId) -> bool:
+    async def _remove(self, sandbox_id: SandboxId, container: str | None) -> int | None:
+        """How many processes of its runtime were killed for it; None when it may still be there."""
         async with self._removals:
             try:
-                await self._driver.destroy(sandbox_id)
+                return await destroy_stuck(self._driver, sandbox_id, [container] if container else [])
             except EngineError as error:
                 _log.error("sandbox %s was left behind and cannot be removed: %s", sandbox_id, error)
-                return False
-        return True
+                return None
 
-    async def _end_leaks(self, removed: Collection[SandboxId]) -> int:
-        """Close the books on our own sandboxes that are gone at last."""
-        ours = [sandbox_id for sandbox_id in removed if sandbox_id in self._instance.leaked]
-        processes = await asyncio.to_thread(end_leftovers, self._instance.containers(ours))
-        for sandbox_id in ours:
+    def _close_books(self, removed: Set[SandboxId]) -> None:
+        """Our own that are gone at last."""
+        for sandbox_id in removed & self._instance.leaked.keys():
             _log.warning("sandbox %s is gone at last", sandbox_id)
             self._instance.ended(sandbox_id, self._instance.leaked[sandbox_id])
-        return processes
 
     async def run(self, first: asyncio.Event) -> None:
         """Look again and again; `first` is set after the first look. Ends when it is cancelled."""

@@ -7,6 +7,7 @@ Positive controls run the same attack against a server as gRPC makes it, without
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -250,6 +251,36 @@ async def test_g13_who_reads_its_answers_gets_any_amount_of_them() -> None:
                 for number in range(2 * MAX_ANSWER_BYTES_UNREAD // len(text))
             )
             assert {answer.text for answer in await asyncio.gather(*asked)} == {text.encode()}
+
+
+# --- What does not count: the environment, and who the kernel says is calling ----------------------------
+
+
+@pytest.mark.case("D09")
+async def test_d09_no_proxy_of_any_environment_comes_between_a_guest_and_its_host() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(0.2)
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        names = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+        with pytest.MonkeyPatch.context() as environment:
+            for name in (*names, *(name.upper() for name in names)):
+                environment.setenv(name, address)
+            async with sandbox(Provider(lambda _: "yes")) as mine:
+                guest = await mine.dial()
+                with mine.cell():
+                    request = pb.CompleteRequest(call_id="c", prompt=b"well?")
+                    assert (await guest.broker.Complete(request)).text == b"yes"
+        with pytest.raises(TimeoutError):
+            proxy.accept()
+
+
+@pytest.mark.case("H10")
+def test_h10_nobody_is_authorised_by_who_the_kernel_says_is_calling() -> None:
+    """Under gVisor the host sees the sandbox process's uid there, not the guest's."""
+    sources = (Path(__file__).resolve().parents[2] / "orchestrator").rglob("*.py")
+    credentials = re.compile(r"SO_PEERCRED|SCM_CREDENTIALS|getpeereid|\.peer\(\)|auth_context|peer_identit")
+    assert [path.name for path in sources if credentials.search(path.read_text(encoding="utf-8"))] == []
+    assert credentials.search("connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)")
 
 
 # --- Floods ----------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_no_option_of_a_run_switches_debugging_on() -> None:
         ({"GRPC_VERBOSITY": "NONE"}, ()),
         ({"GRPC_VERBOSITY": "error"}, ()),
         ({"GRPC_VERBOSITY": "debug"}, ("GRPC_VERBOSITY",)),
-        ({"GRPC_TRACE": "all", "ANTHROPIC_LOG": "debug"}, ("GRPC_TRACE", "ANTHROPIC_LOG")),
+        ({"GRPC_TRACE": "all", "GRPC_VERBOSITY": "INFO"}, ("GRPC_TRACE", "GRPC_VERBOSITY")),
         ({"PYTHONASYNCIODEBUG": "1"}, ("PYTHONASYNCIODEBUG",)),
         ({"PYTHONDEVMODE": ""}, ()),
     ],

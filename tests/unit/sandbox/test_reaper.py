@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,25 @@ async def test_what_cannot_be_removed_is_tried_again_and_stays_known(own: Instan
     assert await reaper.sweep() == Swept(sandboxes=1, instances=1, uids=1)
 
 
+@pytest.mark.case("F06")
+async def test_a_start_that_hangs_in_its_runtime_is_removed_with_the_runtimes_processes(
+    own: Instance, tmp_path: Path
+) -> None:
+    hung = SandboxId("s0")
+    dead = dead_instance(tmp_path, hung)
+
+    class Hanging(Engine):
+        async def destroy(self, sandbox_id: SandboxId) -> None:
+            if runtime.poll() is None:
+                raise EngineError("it does not answer")
+            await super().destroy(sandbox_id)
+
+    with runs_for(CONTAINER, tmp_path) as runtime:
+        engine = Hanging(Found(hung, dead, FUTURE, 0))
+        assert await Reaper(own, engine).sweep() == Swept(sandboxes=1, instances=1, uids=1, processes=1)
+    assert engine.there == {}
+
+
 @pytest.mark.case("F06", "F08")
 async def test_our_own_leaked_sandbox_gets_its_place_and_uid_back_when_it_is_gone(own: Instance) -> None:
     leaks: list[int] = []
@@ -206,6 +226,15 @@ def shim(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
+@contextmanager
+def runs_for(container: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that could be a runtime's, of this container."""
+    program = folder / "containerd-shim-other"
+    shutil.copy(os.path.realpath("/bin/sh"), program)
+    with subprocess.Popen([program, "-c", "read line", "-id", container], stdin=subprocess.PIPE) as process:
+        yield process
+
+
 def fake_process(proc: Path, pid: int, program: str, *arguments: str) -> None:
     (proc / str(pid)).mkdir(parents=True)
     (proc / str(pid) / "exe").symlink_to(program)
@@ -235,9 +264,7 @@ def test_a_living_process_that_names_another_container_is_let_live(shim: subproc
 
 @pytest.mark.case("F01")
 def test_a_leftover_is_killed(shim: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    program = tmp_path / "containerd-shim-other"
-    shutil.copy(os.path.realpath("/bin/sh"), program)
-    with subprocess.Popen([program, "-c", "read line", "-id", CONTAINER], stdin=subprocess.PIPE) as left:
+    with runs_for(CONTAINER, tmp_path) as left:
         assert end_leftovers([CONTAINER]) == 1
         assert left.wait(10) == -9
         assert shim.poll() is None
