@@ -8,7 +8,11 @@
   |   |-- BudgetExceededError        an account on the path has too little left
   |   |-- DepthExceededError         a child run below the depth limit
   |   |-- NotExecutingError          a sub-call made while no cell runs
-  |   `-- CallIdReusedError          one call id, two requests
+  |   |-- CallIdReusedError          one call id, two requests
+  |   |-- UnauthenticatedError       a client of the service whose key is none
+  |   |-- NotAllowedError            a key's role, or a tenant's rules, forbid it
+  |   |-- NotFoundError              no such run or context of this tenant
+  |   `-- ConflictError              what is there is in no state for that
   |-- RunOverError                 the run cannot go on, through nobody's fault
   |   |-- RunCancelledError
   |   `-- DeadlineExceededError
@@ -23,7 +27,9 @@
   |   |-- EngineError                no container engine, or it does not do what it must
   |   |-- ImageMissingError          no sandbox image of the present sources
   |   |-- KeyMissingError            no provider key
-  |   `-- ProviderUnreachableError   nothing answers at the provider's address
+  |   |-- ProviderUnreachableError   nothing answers at the provider's address
+  |   |-- StoreError                 the database does not answer, or does not take what it is given
+  |   `-- UnavailableError           the server drains, or waits for something; trying again later helps
   `-- InvariantError               our own bug
 
 An exception raised by model code in a cell is not here: it is an ordinary result (`cells.CellResult`).
@@ -84,6 +90,22 @@ class NotExecutingError(CallerError):
 
 class CallIdReusedError(CallerError):
     """One call id came with two different requests."""
+
+
+class UnauthenticatedError(CallerError):
+    """A client of the service has no key, or one that is unknown or revoked."""
+
+
+class NotAllowedError(CallerError):
+    """The key's role or the tenant's rules forbid it."""
+
+
+class NotFoundError(CallerError):
+    """This tenant has no such run, context or text. Whether another has is not said."""
+
+
+class ConflictError(CallerError):
+    """What is there is in no state for what was asked."""
 
 
 class RunOverError(OrchestratorError):
@@ -183,6 +205,14 @@ class KeyMissingError(MachineError):
 
 class ProviderUnreachableError(MachineError):
     """Nothing answers at the model provider's address."""
+
+
+class StoreError(MachineError):
+    """The database does not answer, or does not take what it is given. Nothing was written."""
+
+
+class UnavailableError(MachineError):
+    """The server drains, or waits for something of its own. Trying again later helps."""
 
 
 class InvariantError(OrchestratorError):

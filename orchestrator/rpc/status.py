@@ -26,6 +26,10 @@ BY_ERROR: dict[type[errors.OrchestratorError], tuple[grpc.StatusCode, "types_pb2
     errors.DepthExceededError: (_Code.FAILED_PRECONDITION, types_pb2.ERROR_REASON_DEPTH_EXCEEDED),
     errors.NotExecutingError: (_Code.FAILED_PRECONDITION, types_pb2.ERROR_REASON_NOT_EXECUTING),
     errors.CallIdReusedError: (_Code.ALREADY_EXISTS, types_pb2.ERROR_REASON_INVALID_REQUEST),
+    errors.UnauthenticatedError: (_Code.UNAUTHENTICATED, types_pb2.ERROR_REASON_INVALID_REQUEST),
+    errors.NotAllowedError: (_Code.PERMISSION_DENIED, types_pb2.ERROR_REASON_INVALID_REQUEST),
+    errors.NotFoundError: (_Code.NOT_FOUND, types_pb2.ERROR_REASON_INVALID_REQUEST),
+    errors.ConflictError: (_Code.FAILED_PRECONDITION, types_pb2.ERROR_REASON_INVALID_REQUEST),
     errors.RunOverError: (_Code.CANCELLED, types_pb2.ERROR_REASON_CANCELLED),
     errors.RunCancelledError: (_Code.CANCELLED, types_pb2.ERROR_REASON_CANCELLED),
     errors.DeadlineExceededError: (_Code.DEADLINE_EXCEEDED, types_pb2.ERROR_REASON_DEADLINE_EXCEEDED),
@@ -41,6 +45,8 @@ BY_ERROR: dict[type[errors.OrchestratorError], tuple[grpc.StatusCode, "types_pb2
     errors.ImageMissingError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.KeyMissingError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.ProviderUnreachableError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
+    errors.StoreError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
+    errors.UnavailableError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.InvariantError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
 }
 

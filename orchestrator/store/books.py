@@ -1,0 +1,361 @@
+"""What a service keeps in its database besides events: tenants, keys, runs, contexts, quotas, an audit log.
+
+Rules that every implementation keeps:
+
+1. Whatever is written is durable when the call returns, or the call raises `StoreError` and nothing was
+   written. A store that does not answer raises it too.
+2. Whoever asks for one tenant's rows gives its id, and finds nothing of any other's. What is another's and
+   what is not there are the same: None.
+3. What is deleted is gone from the database; what it cost, and that it was deleted, stays.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from orchestrator.budget import ZERO, Amounts
+from orchestrator.ids import RunId, TenantId
+
+
+class Role(StrEnum):
+    """What an API key may do. Each may do what those before it may."""
+
+    READ = "read"
+    """See runs, events, contexts and usage."""
+    RUN = "run"
+    """Create, cancel, resume and continue runs; upload contexts."""
+    ADMIN = "admin"
+    """Delete, and manage the tenant's keys."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quota:
+    """What a tenant may use in a day or a month (UTC). None is no limit."""
+
+    max_tokens: int | None = None
+    max_cost_microusd: int | None = None
+    max_runs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TenantRules:
+    """What a tenant may do. The defaults limit nothing but what one server has to offer."""
+
+    per_day: Quota = field(default_factory=Quota)
+    per_month: Quota = field(default_factory=Quota)
+    max_concurrent_runs: int = 10
+    """Root runs that run at once; others wait."""
+    max_queued_runs: int = 1_000
+    """Root runs that may wait; one more is refused."""
+    models: Sequence[str] = ()
+    """Patterns of models it may name, as in RLM_MODELS_ALLOWED; empty for all that the server allows."""
+    runtimes: Sequence[str] = ()
+    """`runc`, `runsc`; empty for both."""
+    max_limits: Mapping[str, float] = field(default_factory=dict)
+    """By the names of `RunLimits`: no run gets more. Where it is less than a default it is the default."""
+    max_context_bytes: int = 64 * 1024**3
+    """All contexts that it keeps, together."""
+    retention_days: int | None = None
+    """Ended runs and unused contexts are deleted so long after; None for never."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TenantRow:
+    """A tenant."""
+
+    tenant_id: TenantId
+    name: str
+    """Unique among those not removed. For people; never part of a path."""
+    rules: TenantRules
+    created_at: float
+    """Unix time in seconds, like all times here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeyRow:
+    """An API key, without the key."""
+
+    key_id: str
+    tenant_id: TenantId
+    role: Role
+    hint: str
+    """Its last four characters, to tell it from others."""
+    created_at: float
+    revoked_at: float | None
+
+
+class RunState(StrEnum):
+    """Where a root run stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRow:
+    """A root run as the service keeps it. Everything about what happened in it is in its events."""
+
+    run_id: RunId
+    tenant_id: TenantId
+    idempotency_key: str
+    request_hash: str
+    """Of what was asked for under that key."""
+    question: str
+    context_id: str
+    """Empty when the context was deleted."""
+    options: Mapping[str, object]
+    """`RunOptions` of run.proto, as decided, by field name."""
+    state: RunState
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    outcome: str = ""
+    error: str = ""
+    answer: bytes | None = None
+    """UTF-8."""
+    confirmed: Amounts = ZERO
+    unconfirmed: Amounts = ZERO
+    resumed: int = 0
+    continues: RunId | None = None
+    keeps_namespace: bool = False
+    home: str = ""
+    """The state directory, by its id, whose server runs it: contexts are files there."""
+    last_position: int = -1
+    """Of its tree's last event; -1 before the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContextRow:
+    """A context that was uploaded whole, or one that is being uploaded."""
+
+    context_id: str
+    tenant_id: TenantId
+    name: str
+    sha256: str
+    length_bytes: int
+    """Of all of it."""
+    home: str
+    created_at: float
+    is_complete: bool
+    is_inline: bool = False
+    """Came with a question, and goes with the last run that needs it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditRow:
+    """Who did what."""
+
+    at: float
+    tenant_id: TenantId | None
+    actor: str
+    """`key:ID`, or `operator` for a command on the server's machine."""
+    action: str
+    """The method's name, `CreateRun`."""
+    target: str
+    """An id, never text of a user's."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Used:
+    """What a tenant used in a window of time."""
+
+    amounts: Amounts = ZERO
+    """Confirmed and unconfirmed, and what run trees have drawn and not given back."""
+    runs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFilter:
+    """Which runs to list."""
+
+    states: frozenset[RunState] = frozenset()
+    """Empty for all."""
+    outcomes: frozenset[str] = frozenset()
+    created_from: float | None = None
+    created_before: float | None = None
+
+
+class TenantBook(Protocol):
+    """Tenants and their keys."""
+
+    async def add_tenant(self, name: str, rules: TenantRules) -> TenantRow:
+        """A new tenant.
+
+        Raises:
+            InvalidRequestError: The name is taken, or is none.
+        """
+        ...
+
+    async def tenants(self) -> Sequence[TenantRow]:
+        """All that were not removed, by name."""
+        ...
+
+    async def tenant(self, name_or_id: str) -> TenantRow | None:
+        """One of them."""
+        ...
+
+    async def set_rules(self, tenant_id: TenantId, rules: TenantRules) -> None:
+        """Give it other rules; they count from the next request on."""
+        ...
+
+    async def remove_tenant(self, tenant_id: TenantId) -> None:
+        """Remove a tenant, its keys, runs, events and contexts. Its ledger stays."""
+        ...
+
+    async def add_key(self, tenant_id: TenantId, role: Role) -> tuple[KeyRow, str]:
+        """A new key, and what is told once: the key itself, `rlm_` and 40 characters. Stored as a hash."""
+        ...
+
+    async def keys(self, tenant_id: TenantId) -> Sequence[KeyRow]:
+        """All of a tenant's, revoked ones too, oldest first."""
+        ...
+
+    async def revoke_key(self, tenant_id: TenantId, key_id: str) -> bool:
+        """From now on it is unknown. False when the tenant has no such key."""
+        ...
+
+    async def who_has(self, key: str) -> tuple[TenantRow, KeyRow] | None:
+        """Whose key it is; None when it is unknown, revoked, or its tenant was removed."""
+        ...
+
+
+class RunBook(Protocol):
+    """Root runs. Their events are `RunStore`'s."""
+
+    async def create(self, row: RunRow, *, max_queued: int, quotas: Sequence[tuple[str, Quota]]) -> RunRow:
+        """Store a queued run and count it against the tenant's quotas of runs, or return the one that was
+        stored under its idempotency key.
+
+        Args:
+            row: The run.
+            max_queued: Of the tenant's, over all servers.
+            quotas: The windows that now fall into, `day:2026-11-23` and `month:2026-11`, with their limits.
+
+        Raises:
+            CallIdReusedError: The idempotency key was used for another request.
+            BudgetExceededError: A quota of runs, or of waiting runs, is used up.
+        """
+        ...
+
+    async def run(self, tenant_id: TenantId, run_id: RunId) -> RunRow | None:
+        """One run of the tenant's."""
+        ...
+
+    async def runs(
+        self, tenant_id: TenantId, which: RunFilter, *, limit: int, before: tuple[float, RunId] | None = None
+    ) -> Sequence[RunRow]:
+        """Newest first, those behind `before` in that order."""
+        ...
+
+    async def unended(self, home: str) -> Sequence[RunRow]:
+        """All tenants' runs that have not ended and belong to this state directory, oldest first."""
+        ...
+
+    async def count_live(self, tenant_id: TenantId) -> Mapping[RunState, int]:
+        """How many of the tenant's have not ended, by state, over all servers."""
+        ...
+
+    async def started(self, run_id: RunId, *, at: float, resumed: bool) -> None:
+        """It is running."""
+        ...
+
+    async def interrupted(self, run_id: RunId) -> None:
+        """Its server ends and leaves it to the next."""
+        ...
+
+    async def ended(
+        self,
+        run_id: RunId,
+        *,
+        at: float,
+        outcome: str,
+        error: str,
+        answer: bytes | None,
+        confirmed: Amounts,
+        unconfirmed: Amounts,
+    ) -> None:
+        """It is over. Stored before anybody is told."""
+        ...
+
+    async def delete(self, tenant_id: TenantId, run_id: RunId) -> bool:
+        """Remove an ended run with its events and texts. False when there is none that has ended."""
+        ...
+
+    async def expired(self, tenant_id: TenantId, *, before: float, limit: int) -> Sequence[RunId]:
+        """Runs that ended before."""
+        ...
+
+
+class ContextBook(Protocol):
+    """Contexts that were uploaded. Their bytes are files of the server's state directory."""
+
+    async def begin(self, row: ContextRow, *, max_bytes: int) -> ContextRow:
+        """Store one that is about to come, or return the tenant's with the same hash, length, name and home.
+
+        Raises:
+            BudgetExceededError: The tenant's contexts would be larger than `max_bytes`.
+        """
+        ...
+
+    async def complete(self, tenant_id: TenantId, context_id: str) -> None:
+        """All of it is there."""
+        ...
+
+    async def context(self, tenant_id: TenantId, context_id: str) -> ContextRow | None:
+        """One of the tenant's, complete or not."""
+        ...
+
+    async def contexts(
+        self, tenant_id: TenantId, *, limit: int, before: tuple[float, str] | None = None
+    ) -> Sequence[ContextRow]:
+        """Complete ones, newest first; those that came with a question are left out."""
+        ...
+
+    async def delete(self, tenant_id: TenantId, context_id: str) -> bool:
+        """Remove it; False when there is none.
+
+        Raises:
+            InvalidRequestError: A run that has not ended needs it.
+        """
+        ...
+
+    async def all_of(self, home: str) -> Sequence[ContextRow]:
+        """Every tenant's on this state directory: files without a row may be removed."""
+        ...
+
+
+class UsageBook(Protocol):
+    """What tenants used, by windows of time."""
+
+    async def used(self, tenant_id: TenantId, window: str) -> Used:
+        """In `day:2026-11-23` or `month:2026-11`."""
+        ...
+
+    async def grant(self, tenant_id: TenantId, windows: Mapping[str, Quota], wanted: Amounts) -> Amounts:
+        """Draw up to `wanted` from all windows at once, never more than the tightest has left.
+
+        One conditional update, so that no number of servers can draw more than there is.
+        """
+        ...
+
+    async def book(self, tenant_id: TenantId, windows: Sequence[str], difference: Amounts) -> None:
+        """Add to what was used, or take back (negative): overdraft, and what was drawn and not used."""
+        ...
+
+
+class AuditBook(Protocol):
+    """Append-only."""
+
+    async def write(self, row: AuditRow) -> None:
+        """One more."""
+        ...
+
+    async def read(
+        self, *, tenant_id: TenantId | None = None, after: int = 0, limit: int = 1_000
+    ) -> Sequence[tuple[int, AuditRow]]:
+        """In order, with their numbers."""
+        ...
