@@ -154,8 +154,10 @@ class DockerDriver:
             except NotFound:
                 return
             except APIError as error:
-                # 409: its removal is under way already, and is over when it isn't found.
-                if error.status_code != 409 or loop.time() + _LOOK_AGAIN_S >= give_up_s:
+                # 409: its removal is under way already, and is over when it isn't found. 500: what was killed
+                # has yet to be gone (seen: "is zombie and can not be killed" of a frozen gVisor sandbox).
+                again = error.status_code in {409, 500}
+                if not again or loop.time() + 2 * _LOOK_AGAIN_S >= give_up_s:
                     raise EngineError(
                         f"the engine could not remove a sandbox: {error.explanation}"
                     ) from error

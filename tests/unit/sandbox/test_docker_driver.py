@@ -152,7 +152,7 @@ async def test_starts_that_hang_give_their_places_to_others(tmp_path: Path) -> N
 
 
 async def test_a_removal_that_is_under_way_is_waited_for() -> None:
-    answers = [refusal(409), refusal(409), refusal(404)]
+    answers = [refusal(409), refusal(500), refusal(409), refusal(404)]
 
     def remove(_name: str, **_options: object) -> None:
         raise answers.pop(0)
