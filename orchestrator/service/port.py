@@ -100,10 +100,11 @@ class Office(Protocol):
         """Newest first."""
         ...
 
-    def watch_run(
-        self, caller: Caller, run_id: str, from_position: int
-    ) -> AsyncIterator[tuple[int, Mapping[str, object]]]:
-        """Positions and events (`Event.to_json`) of the run's tree; ends behind the last of an ended run."""
+    def watch_run(self, caller: Caller, run_id: str, from_position: int) -> AsyncIterator[tuple[int, bytes]]:
+        """Positions and events of the run's tree; ends behind the last of an ended run.
+
+        An event is one JSON object without a line break (`Event.to_json`, UTF-8), made once for all watchers.
+        """
         ...
 
     def read_text(self, caller: Caller, run_id: str, sha256: str) -> AsyncIterator[bytes]:

@@ -9,13 +9,15 @@ Rules that every implementation keeps:
 3. What is deleted is gone from the database; what it cost, and that it was deleted, stays.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from orchestrator.budget import ZERO, Amounts
 from orchestrator.ids import RunId, TenantId
+from orchestrator.store.port import RunStore
+from orchestrator.trajectory import Event
 
 
 class Role(StrEnum):
@@ -259,8 +261,16 @@ class RunBook(Protocol):
         """How many of the tenant's have not ended, by state, over all servers."""
         ...
 
-    async def started(self, run_id: RunId, *, at: float, resumed: bool) -> None:
-        """It is running."""
+    async def started(self, run_id: RunId, *, at: float, resumed: bool, max_concurrent: int) -> bool:
+        """It is running; False, and nothing written, when so many of its tenant's run already, over all
+        servers, or when it has ended.
+
+        Args:
+            run_id: Queued or interrupted, or running when its server was killed.
+            at: The run's first start keeps its time.
+            resumed: Count it.
+            max_concurrent: Of the tenant's, this one included.
+        """
         ...
 
     async def interrupted(self, run_id: RunId) -> None:
@@ -323,6 +333,14 @@ class ContextBook(Protocol):
         """
         ...
 
+    async def unused(
+        self, tenant_id: TenantId, *, inline_before: float, others_before: float | None, limit: int
+    ) -> Sequence[ContextRow]:
+        """Those that no stored run refers to: such as came with a question and are older than
+        `inline_before`, and others, unfinished uploads too, older than `others_before` (None: no others).
+        """
+        ...
+
     async def all_of(self, home: str) -> Sequence[ContextRow]:
         """Every tenant's on this state directory: files without a row may be removed."""
         ...
@@ -358,4 +376,33 @@ class AuditBook(Protocol):
         self, *, tenant_id: TenantId | None = None, after: int = 0, limit: int = 1_000
     ) -> Sequence[tuple[int, AuditRow]]:
         """In order, with their numbers."""
+        ...
+
+
+OnStored = Callable[[int, Sequence[Event]], None]
+"""Told of what was stored: the position of the first, and the events, whose positions follow it."""
+
+
+class TreeBook(Protocol):
+    """The events of run trees, in one order for each tree.
+
+    Positions are dense from 0 in a tree, and given in the transaction that stores the events: whoever sees
+    one sees all before it. A tree has one writing process at a time.
+    """
+
+    def tree(self, tenant_id: TenantId, root: RunId, *, on_stored: OnStored | None = None) -> RunStore:
+        """Where the runs of this tree keep their events; texts are found by its runs only.
+
+        `on_stored` is called once they are durable; two appends of different runs may tell in either order.
+        """
+        ...
+
+    async def tree_events(
+        self, root: RunId, from_position: int, *, limit: int
+    ) -> Sequence[tuple[int, bytes]]:
+        """Positions and events as stored (`Event.to_json`, one object, UTF-8), as far as there are any."""
+        ...
+
+    async def tree_blob(self, root: RunId, sha256: str) -> bytes | None:
+        """A long text that an event of this tree refers to."""
         ...
