@@ -29,7 +29,8 @@ class Question:
     question: str
     context_id: str = ""
     text: bytes | None = None
-    """Instead of a context that was uploaded."""
+    """Instead of a context that was uploaded. Its shell limits its length: 4 MB with gRPC, a prompt with
+    `/v1/messages`."""
     options: Mapping[str, object] = field(default_factory=dict)
     """`RunOptions` of run.proto, by field name; only what was set."""
 
