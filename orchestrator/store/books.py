@@ -19,6 +19,9 @@ from orchestrator.ids import RunId, TenantId
 from orchestrator.store.port import RunStore
 from orchestrator.trajectory import Event
 
+LISTED_TEXT_BYTES = 4_096
+"""Of a question and of an answer in a list."""
+
 
 class Role(StrEnum):
     """What an API key may do. Each may do what those before it may."""
@@ -117,7 +120,9 @@ class RunRow:
     outcome: str = ""
     error: str = ""
     answer: bytes | None = None
-    """UTF-8."""
+    """UTF-8. In lists its head only, like the question's."""
+    answer_length_bytes: int = 0
+    """Of the whole answer."""
     confirmed: Amounts = ZERO
     unconfirmed: Amounts = ZERO
     resumed: int = 0
@@ -240,6 +245,7 @@ class RunBook(Protocol):
         Raises:
             CallIdReusedError: The idempotency key was used for another request.
             BudgetExceededError: A quota of runs, or of waiting runs, is used up.
+            NotFoundError: The tenant or its context was removed meanwhile.
         """
         ...
 
@@ -250,7 +256,9 @@ class RunBook(Protocol):
     async def runs(
         self, tenant_id: TenantId, which: RunFilter, *, limit: int, before: tuple[float, RunId] | None = None
     ) -> Sequence[RunRow]:
-        """Newest first, those behind `before` in that order."""
+        """Newest first, those behind `before` in that order, with no more than the head of their texts
+        (`LISTED_TEXT_BYTES`): a page of whole answers could be gigabytes.
+        """
         ...
 
     async def unended(self, home: str) -> Sequence[RunRow]:
@@ -326,10 +334,10 @@ class ContextBook(Protocol):
         ...
 
     async def delete(self, tenant_id: TenantId, context_id: str) -> bool:
-        """Remove it; False when there is none.
+        """Remove it; False when there is none. Ended runs about it are left without one.
 
         Raises:
-            InvalidRequestError: A run that has not ended needs it.
+            ConflictError: A run that has not ended needs it.
         """
         ...
 
@@ -353,15 +361,38 @@ class UsageBook(Protocol):
         """In `day:2026-11-23` or `month:2026-11`."""
         ...
 
-    async def grant(self, tenant_id: TenantId, windows: Mapping[str, Quota], wanted: Amounts) -> Amounts:
+    async def grant(
+        self, tenant_id: TenantId, windows: Mapping[str, Quota], wanted: Amounts, *, tree: RunId
+    ) -> Amounts:
         """Draw up to `wanted` from all windows at once, never more than the tightest has left.
 
-        One conditional update, so that no number of servers can draw more than there is.
+        In one transaction that holds the windows' rows, so that no number of servers can draw more than
+        there is. What the run tree of that root run drew is kept beside it, until it is given back.
         """
         ...
 
-    async def book(self, tenant_id: TenantId, windows: Sequence[str], difference: Amounts) -> None:
-        """Add to what was used, or take back (negative): overdraft, and what was drawn and not used."""
+    async def charge(
+        self, tenant_id: TenantId, windows: Sequence[str], overdraft: Amounts, *, tree: RunId
+    ) -> None:
+        """Add to what was used, past every quota."""
+        ...
+
+    async def give_back(self, tenant_id: TenantId, unused: Amounts, *, tree: RunId) -> None:
+        """Return a part of what the tree drew to the windows it was drawn from, the last draw first.
+
+        Raises:
+            InvariantError: The tree has not drawn so much.
+        """
+        ...
+
+    async def reclaim(self, tenant_id: TenantId, *, tree: RunId) -> Amounts:
+        """Give back what a tree drew and no ledger entry of it explains: its server was killed.
+
+        To be called when nobody draws for the tree, and after its open calls were settled; a second time
+        does nothing. What was given back. What is explained stays drawn: who goes on with the tree counts
+        its past use as drawn already, and draws only for what comes. Child runs stay drawn: no quota
+        counts them, and no ledger entry tells of them.
+        """
         ...
 
 
