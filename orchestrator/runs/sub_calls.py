@@ -515,8 +515,8 @@ def _decode(data: bytes, errors: str) -> str:
         chunk = data[start : start + _READ_AT_ONCE_BYTES]
         parts.append(decoder.decode(chunk, start + len(chunk) == len(data)))
         length_bytes += len(chunk) if errors == "strict" else utf8_bytes(parts[-1])
-    if length_bytes > MAX_PROMPT_BYTES:
-        raise InvalidRequestError(
-            f"the prompt has {length_bytes:,} bytes as UTF-8; {MAX_PROMPT_BYTES:,} are allowed"
-        )
+        if length_bytes > MAX_PROMPT_BYTES:
+            raise InvalidRequestError(
+                f"the prompt has more than {MAX_PROMPT_BYTES:,} bytes once it is UTF-8, and no more are allowed"
+            )
     return "".join(parts)
