@@ -1,8 +1,8 @@
 """From model names to models: which client serves them, and what they cost."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ _CONNECT_S = 5.0
 _PROVIDER = ""
 """What stands for the provider where a scripted model has its own name: all its models share one client, and
 so one circuit breaker."""
+_NO_PROVIDER = "a model of a provider needs a provider process to ask, and there is none"
 
 
 def chosen(wanted: Wanted, settings: Settings) -> dict[str, ModelCard]:
@@ -33,8 +34,12 @@ def chosen(wanted: Wanted, settings: Settings) -> dict[str, ModelCard]:
         ModelNotAllowedError: The settings don't allow a model, or nothing says what it costs.
         InvalidRequestError: A price file that does not load, or a name that cannot be one.
     """
+    return choose(wanted, _policy(settings))
+
+
+def _policy(settings: Settings) -> Policy:
     prices = price_file.read(settings.prices_file) if settings.prices_file else PriceList()
-    return choose(wanted, Policy(prices=prices, allowed=settings.models_allowed))
+    return Policy(prices=prices, allowed=settings.models_allowed)
 
 
 @asynccontextmanager
@@ -57,18 +62,79 @@ async def open_models(
         ProviderUnreachableError: Nothing answers at the address.
     """
     cards = chosen(wanted, settings)
+    async with AsyncExitStack() as stack:
+        client = None
+        if any(not _served_by(card.name) for card in cards.values()):
+            client = await stack.enter_async_context(_asked_of(provider))
+        yield await stack.enter_async_context(_models(cards, client))
+
+
+class ModelAccess:
+    """The models of all runs of a process that serves many: one connection, one circuit breaker."""
+
+    def __init__(self, policy: Policy, provider: ModelClient | None) -> None:
+        """Of what the settings say, and a connected client for all models but scripted ones.
+
+        The client is the caller's to close, after the last run.
+        """
+        self._policy = policy
+        self._provider = provider
+
+    def chosen(self, wanted: Wanted) -> dict[str, ModelCard]:
+        """See `chosen`; the price file was read once."""
+        return choose(wanted, self._policy)
+
+    @asynccontextmanager
+    async def models(self, wanted: Wanted) -> AsyncIterator[dict[str, Model]]:
+        """The models of one run tree, for the length of the block.
+
+        Raises:
+            ModelNotAllowedError: As `chosen`.
+            InvalidRequestError: A script that does not load, a model of a provider and no provider.
+        """
+        async with _models(self.chosen(wanted), self._provider) as models:
+            yield models
+
+
+@asynccontextmanager
+async def open_access(settings: Settings, provider: ProviderProcess | None) -> AsyncIterator[ModelAccess]:
+    """Access to models for the length of the block, connected now: what is wrong is said before any run.
+
+    Args:
+        settings: The process's settings.
+        provider: The process to ask; None where only scripted models are served. It can be connected to once.
+
+    Raises:
+        InvalidRequestError: A price file that does not load, an address that is none.
+        KeyMissingError: The provider needs a key and there is none.
+        MachineError: The platform's own library is not installed, or the provider process does not work.
+        ProviderUnreachableError: Nothing answers at the address.
+    """
+    policy = await asyncio.to_thread(_policy, settings)
+    if provider is None:
+        yield ModelAccess(policy, None)
+        return
+    async with _asked_of(provider) as client:
+        yield ModelAccess(policy, client)
+
+
+@asynccontextmanager
+async def _models(
+    cards: Mapping[str, ModelCard], provider: ModelClient | None
+) -> AsyncIterator[dict[str, Model]]:
+    """Scripted models have a client of each run's own; all others share the one that is handed in."""
     clients: dict[str, ModelClient] = {}
-    try:
+    async with AsyncExitStack() as stack:
         for served_by in {_served_by(card.name) for card in cards.values()}:
-            clients[served_by] = (
-                ScriptedClient(load_script(Path(served_by.removeprefix(SCRIPTED_PREFIX))))
-                if served_by
-                else await _asked_of(provider)
-            )
+            if served_by:
+                script = load_script(Path(served_by.removeprefix(SCRIPTED_PREFIX)))
+                clients[served_by] = ScriptedClient(script)
+                stack.push_async_callback(clients[served_by].aclose)
+            elif provider is None:
+                raise InvalidRequestError(_NO_PROVIDER)
+            else:
+                clients[served_by] = provider
         yield {name: Model(card, clients[_served_by(card.name)]) for name, card in cards.items()}
-    finally:
-        for client in clients.values():
-            await client.aclose()
 
 
 def _served_by(model: str) -> str:
@@ -98,13 +164,13 @@ async def check_address(base_url: str) -> None:
     writer.close()
 
 
-async def _asked_of(provider: ProviderProcess | None) -> ModelClient:
+@asynccontextmanager
+async def _asked_of(provider: ProviderProcess | None) -> AsyncIterator[ModelClient]:
     if provider is None:
-        raise InvalidRequestError("a model of a provider needs a provider process to ask, and there is none")
+        raise InvalidRequestError(_NO_PROVIDER)
     connection = await connect(provider)
     try:
         await check_address(provider.base_url)
-    except BaseException:
+        yield GuardedClient(connection.client)
+    finally:
         await run_shielded(connection.client.aclose())
-        raise
-    return GuardedClient(connection.client)

@@ -12,7 +12,8 @@
   |   |-- UnauthenticatedError       a client of the service whose key is none
   |   |-- NotAllowedError            a key's role, or a tenant's rules, forbid it
   |   |-- NotFoundError              no such run or context of this tenant
-  |   `-- ConflictError              what is there is in no state for that
+  |   |-- ConflictError              what is there is in no state for that
+  |   `-- HashMismatchError          what was uploaded is not what was said to come
   |-- RunOverError                 the run cannot go on, through nobody's fault
   |   |-- RunCancelledError
   |   `-- DeadlineExceededError
@@ -29,7 +30,8 @@
   |   |-- KeyMissingError            no provider key
   |   |-- ProviderUnreachableError   nothing answers at the provider's address
   |   |-- StoreError                 the database does not answer, or does not take what it is given
-  |   `-- UnavailableError           the server drains, or waits for something; trying again later helps
+  |   |-- UnavailableError           the server drains, or waits for something; trying again later helps
+  |   `-- ServerError                what answers a client is broken, or no server of ours
   `-- InvariantError               our own bug
 
 An exception raised by model code in a cell is not here: it is an ordinary result (`cells.CellResult`).
@@ -106,6 +108,10 @@ class NotFoundError(CallerError):
 
 class ConflictError(CallerError):
     """What is there is in no state for what was asked."""
+
+
+class HashMismatchError(CallerError):
+    """All bytes of an upload are there, and have another hash than was said."""
 
 
 class RunOverError(OrchestratorError):
@@ -213,6 +219,10 @@ class StoreError(MachineError):
 
 class UnavailableError(MachineError):
     """The server drains, or waits for something of its own. Trying again later helps."""
+
+
+class ServerError(MachineError):
+    """What answers a client of the service is broken, or no server of ours."""
 
 
 class InvariantError(OrchestratorError):

@@ -42,6 +42,11 @@ def child_run_id(parent: RunId, turn: int, request_hash: str, occurrence: int) -
     return RunId("r" + "".join(_ALPHABET[(number >> (5 * i)) & 31] for i in range(20)))
 
 
+def new_context_id() -> str:
+    """The id of a context that a client of the service uploads, of 100 random bits."""
+    return "c" + _random(20)
+
+
 def new_sandbox_id() -> SandboxId:
     """A sandbox id of 60 random bits: short, because it is part of a socket's path (at most 107 bytes)."""
     return SandboxId("s" + _random(12))

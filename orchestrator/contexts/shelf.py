@@ -64,6 +64,13 @@ class ContextShelf:
             # Under the lock: outside of it the shelf could give up its own reference first.
             return self._store.share(found[0])
 
+    def drop(self, tenant: TenantId, content_id: str) -> None:
+        """Gives up a tenant's context, if it is here: it is not to be kept any longer."""
+        with self._lock:
+            found = self._kept.pop(_Key(tenant, content_id), None)
+        if found is not None:
+            self._store.release(found[0])
+
     def expire(self) -> int:
         """Gives up what is too old or too much; how many. To be called now and then when nothing else is."""
         with self._lock:

@@ -30,6 +30,7 @@ BY_ERROR: dict[type[errors.OrchestratorError], tuple[grpc.StatusCode, "types_pb2
     errors.NotAllowedError: (_Code.PERMISSION_DENIED, types_pb2.ERROR_REASON_INVALID_REQUEST),
     errors.NotFoundError: (_Code.NOT_FOUND, types_pb2.ERROR_REASON_INVALID_REQUEST),
     errors.ConflictError: (_Code.FAILED_PRECONDITION, types_pb2.ERROR_REASON_INVALID_REQUEST),
+    errors.HashMismatchError: (_Code.DATA_LOSS, types_pb2.ERROR_REASON_INVALID_REQUEST),
     errors.RunOverError: (_Code.CANCELLED, types_pb2.ERROR_REASON_CANCELLED),
     errors.RunCancelledError: (_Code.CANCELLED, types_pb2.ERROR_REASON_CANCELLED),
     errors.DeadlineExceededError: (_Code.DEADLINE_EXCEEDED, types_pb2.ERROR_REASON_DEADLINE_EXCEEDED),
@@ -47,6 +48,7 @@ BY_ERROR: dict[type[errors.OrchestratorError], tuple[grpc.StatusCode, "types_pb2
     errors.ProviderUnreachableError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.StoreError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.UnavailableError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
+    errors.ServerError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.InvariantError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
 }
 

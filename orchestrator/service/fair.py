@@ -1,0 +1,161 @@
+"""Whose run is started next.
+
+Rules:
+
+1. A tenant's runs are started in the order in which they were queued.
+2. When there is room, the tenant that has the fewest runs running is served; among equals the one that was
+   served longest ago. A tenant with as many running as it may have is passed over, and so is one that was
+   told to wait (`hold_back`).
+3. Each run needs a chain of sandboxes, one for each depth it may reach. Chains of running runs never need
+   more than the server has, and no more than `max_running` runs run. The run whose turn it is waits for its
+   room; none of another tenant's slips past it, so that a long chain is not starved by short ones.
+
+What follows from them. Let a tenant with nothing running, and not held back, queue its first run while all
+room is taken. Before it are only tenants that have nothing running either and were served longer ago, each
+with one run. So with T tenants that wait, it is started after at most T of the ends that make room for a
+chain; whatever the others have queued. With one tenant's 500 runs queued and running, another tenant's first
+run is the next to be started: after one end, where chains are equally long, and after as many ends as free
+its chain where they are not.
+
+Pure: no clock, no I/O, no runs. The time of a step grows with the tenants that wait, not with the runs.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from orchestrator.errors import InvalidRequestError, InvariantError
+from orchestrator.ids import RunId, TenantId
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A run that wants to be started."""
+
+    run_id: RunId
+    tenant_id: TenantId
+    chain: int
+    """Sandboxes it needs at once."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """One tenant."""
+
+    max_running: int
+    waiting: deque[Waiting] = field(default_factory=deque)
+    running: int = 0
+    served: int = 0
+    """When it was served last, counted in starts."""
+    is_held_back: bool = False
+
+    @property
+    def may_start(self) -> bool:
+        return bool(self.waiting) and self.running < self.max_running and not self.is_held_back
+
+
+class FairQueue:
+    """Runs that wait for their start, and how many run. One event-loop thread calls it, hence no lock."""
+
+    def __init__(self, *, max_running: int, sandboxes: int) -> None:
+        """An empty queue.
+
+        Args:
+            max_running: Runs at once, of all tenants.
+            sandboxes: What chains of running runs may add up to.
+        """
+        self._max_running = max_running
+        self._sandboxes = sandboxes
+        self._free_sandboxes = sandboxes
+        self._lines: dict[TenantId, _Line] = {}
+        self._running: dict[RunId, Waiting] = {}
+        self._starts = 0
+
+    @property
+    def running(self) -> int:
+        """Runs that run."""
+        return len(self._running)
+
+    def waiting(self) -> int:
+        """Runs that wait."""
+        return sum(len(line.waiting) for line in self._lines.values())
+
+    def add(self, run: Waiting, *, max_running: int) -> None:
+        """Queue a run behind its tenant's others.
+
+        Args:
+            run: New to the queue.
+            max_running: Of its tenant; counts for all of the tenant's runs from now on.
+
+        Raises:
+            InvalidRequestError: Its chain is longer than all there is.
+        """
+        if run.chain > self._sandboxes:
+            raise InvalidRequestError(
+                f"the run needs {run.chain} sandboxes at once and this server has {self._sandboxes}:"
+                " lower max_depth"
+            )
+        line = self._lines.setdefault(run.tenant_id, _Line(max_running))
+        line.max_running = max_running
+        line.waiting.append(run)
+
+    def remove(self, run_id: RunId, tenant_id: TenantId) -> bool:
+        """Take a waiting run out; False when it doesn't wait."""
+        line = self._lines.get(tenant_id)
+        if line is None:
+            return False
+        for run in line.waiting:
+            if run.run_id == run_id:
+                line.waiting.remove(run)
+                self._forget_if_idle(tenant_id)
+                return True
+        return False
+
+    def next(self) -> Waiting | None:
+        """The run to be started now, which counts as running from here on; None when there is no room."""
+        if len(self._running) >= self._max_running:
+            return None
+        ready = [line for line in self._lines.values() if line.may_start]
+        if not ready:
+            return None
+        line = min(ready, key=lambda one: (one.running, one.served))
+        if line.waiting[0].chain > self._free_sandboxes:
+            return None
+        run = line.waiting.popleft()
+        self._starts += 1
+        line.served = self._starts
+        line.running += 1
+        self._running[run.run_id] = run
+        self._free_sandboxes -= run.chain
+        return run
+
+    def ended(self, run_id: RunId) -> None:
+        """A running run is over."""
+        run = self._running.pop(run_id, None)
+        if run is None:
+            raise InvariantError("a run ended that does not run")
+        self._free_sandboxes += run.chain
+        self._lines[run.tenant_id].running -= 1
+        self._forget_if_idle(run.tenant_id)
+
+    def put_back(self, run_id: RunId) -> None:
+        """A run that counts as running could not be started: it is its tenant's first again."""
+        run = self._running.pop(run_id, None)
+        if run is None:
+            raise InvariantError("a run was put back that does not run")
+        line = self._lines[run.tenant_id]
+        line.running -= 1
+        line.waiting.appendleft(run)
+        self._free_sandboxes += run.chain
+
+    def hold_back(self, tenant_id: TenantId, *, held: bool) -> None:
+        """Pass a tenant over for now, because other servers run as many of its runs as it may have."""
+        line = self._lines.get(tenant_id)
+        if line is not None:
+            line.is_held_back = held
+
+    def _forget_if_idle(self, tenant_id: TenantId) -> None:
+        # Else tenants that came once would be looked at for ever. When it was served last goes with it: a
+        # tenant that has neither waited nor run since comes as a new one.
+        line = self._lines[tenant_id]
+        if not line.waiting and not line.running:
+            del self._lines[tenant_id]
