@@ -44,6 +44,8 @@ class SandboxLoss(Enum):
     """Somebody else killed or removed its container."""
     ENGINE_GONE = "engine_gone"
     """Its stream broke and the container engine does not answer."""
+    ORCHESTRATOR_ENDED = "orchestrator_ended"
+    """We ended while the cell ran, and again when it was run again: it is not tried a third time."""
 
 
 class Resource(Enum):

@@ -100,6 +100,18 @@ WINDOW_COMPACTED = (
     "To make room, the outputs of earlier cells have been removed from this conversation. The namespace still "
     "holds all variables; call SHOW_VARS() to see them."
 )
+NAMESPACE_LOST_AT_RESTART = (
+    "The service was restarted. Everything before this is as you know it, but the namespace is LOST and a new "
+    "one was started, because a cell that had been interrupted cannot be run again. `context` is there again."
+)
+NAMESPACE_LOST_IN_REPLAY = (
+    "The service was restarted. Everything before this is as you know it, but the namespace is LOST and a new "
+    "one was started, because it broke when your cells were run again. `context` is there again."
+)
+NAMESPACE_UNCERTAIN = (
+    "The service was restarted and ran your earlier cells again to restore the namespace, but they did not do what "
+    "they did the first time: variables may be missing or differ from the outputs above. Check those you use."
+)
 OUTPUT_ELIDED = "[output removed to make room; the namespace still holds the variables]"
 
 
@@ -246,6 +258,9 @@ _LOSS = {
     SandboxLoss.PROTOCOL_BROKEN: ": something in it tampered with its connection",
     SandboxLoss.CONTAINER_GONE: ": its container was ended from outside",
     SandboxLoss.ENGINE_GONE: ": the container engine failed",
+    SandboxLoss.ORCHESTRATOR_ENDED: (
+        ": the service was restarted twice while this cell ran, so it is not run a third time"
+    ),
 }
 
 

@@ -166,6 +166,10 @@ class CellEnded:
     """What of its sandbox it used up."""
     loss: str = ""
     """Why its sandbox went away."""
+    used_up_limits: Mapping[str, int] = field(default_factory=dict)
+    """How much of each there was, as its model was told. What is not in here was told without a number."""
+    answer: Text | None = None
+    """Set when it ended the run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,6 +200,8 @@ class SubCallEnded:
     memoised: bool
     """Answered by an identical call of the run tree, and not paid again."""
     duration_s: float
+    truncated: bool = False
+    """The answer reached its output limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,6 +212,31 @@ class HistoryCompacted:
     turn: int
     reports: int
     freed_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResumed:
+    """An orchestrator ended during the run, and another goes on with it."""
+
+    KIND: ClassVar[str] = "run_resumed"
+    times: int
+    """1 when it is the first time."""
+    turn: int
+    """The last turn that was asked for, which is where it goes on."""
+    cells: int
+    """How many cells are run again, so that their variables are there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayDiverged:
+    """A cell that was run again did not do what it did the first time, or could not be run again."""
+
+    KIND: ClassVar[str] = "replay_diverged"
+    turn: int
+    """Of the cell."""
+    why: str
+    namespace: str
+    """What that means for the run's variables: `kept` (it only printed something else), `uncertain`, `lost`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,6 +274,8 @@ Payload: TypeAlias = (
     | SubCallStarted
     | SubCallEnded
     | HistoryCompacted
+    | RunResumed
+    | ReplayDiverged
     | GuestMisbehaved
     | RunEnded
 )

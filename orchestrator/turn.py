@@ -88,11 +88,20 @@ class CellEnded:
     """The cell that was asked for is over."""
 
     result: CellResult
+    note: str = ""
+    """What its model must know besides; see `Noted`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxReplaced:
     """A new sandbox stands in for the lost one, with an empty namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Before the model is asked: something happened to its namespace that no report tells."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,7 @@ class Stopped:
     why: str
 
 
-Event: TypeAlias = ModelReplied | BudgetShort | CellEnded | SandboxReplaced | Stopped
+Event: TypeAlias = ModelReplied | BudgetShort | CellEnded | SandboxReplaced | Noted | Stopped
 
 
 # --- Actions: what to do --------------------------------------------------------------------------------
@@ -173,6 +182,8 @@ class State:
     """Tool calls of the last reply; the first is the one whose cell runs. None with fences."""
     lost: CellResult | None = None
     """The cell that was running when the sandbox went away."""
+    note: str = ""
+    """To be told behind the report of that cell, or of the one that has just ended."""
 
 
 def start(
@@ -191,11 +202,13 @@ def step(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
         case ModelReplied():
             return _on_reply(replace(state, tokens=event.tokens), event.reply)
         case CellEnded():
-            return _on_cell(state, event.result)
+            return _on_cell(replace(state, note=event.note), event.result)
         case SandboxReplaced():
             if state.lost is None:
                 raise InvariantError("no sandbox was lost")
             return _report(replace(state, lost=None), state.lost)
+        case Noted():
+            return _ask_instead(_tell(state, event.text))
         case BudgetShort():
             return _on_budget_short(state, event.why)
         case Stopped():
@@ -284,6 +297,8 @@ def _report(state: State, result: CellResult) -> tuple[State, tuple[Action, ...]
             ToolReport(ran, report, is_error=result.outcome is not CellOutcome.OK),
             *(ToolReport(call_id, prompts.NOT_RUN, is_error=True) for call_id in not_run),
         )
+    if state.note:
+        state = _tell(replace(state, note=""), state.note)
     if state.last_answer:
         return state, (End(Outcome.BUDGET_EXHAUSTED, None, "the last reply's cell gave no answer"),)
     return _ask(state)
