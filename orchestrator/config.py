@@ -27,6 +27,8 @@ _KNOWN = {
     "RLM_PROVIDER",
     "RLM_RUNSC_TENANTS",
     "RLM_KNOWN_BAD_VERSIONS",
+    # The key of a client of the service. No setting: `cli.environment` reads it for the command that needs it.
+    "RLM_API_KEY",
 }
 _DEBUG_SWITCHES = {
     "GRPC_TRACE": re.compile(r".+"),
