@@ -19,6 +19,7 @@
   |   `-- DeadlineExceededError
   |-- ChildRunFailedError          a child run ended without an answer
   |-- ModelError                   the model provider failed
+  |-- ReplayError                  the record of a run does not say how it goes on
   |-- SandboxError                 the container or what runs in it failed
   |   |-- SandboxStartError
   |   |-- SandboxBusyError           none is made ahead, and none is to be started
@@ -171,6 +172,10 @@ class ModelError(OrchestratorError):
         self.retryable = retryable
         self.retry_after_s = retry_after_s
         self.status = status
+
+
+class ReplayError(OrchestratorError):
+    """A run's record is broken, so that it cannot be resumed."""
 
 
 class SandboxError(OrchestratorError):

@@ -36,6 +36,7 @@ BY_ERROR: dict[type[errors.OrchestratorError], tuple[grpc.StatusCode, "types_pb2
     errors.DeadlineExceededError: (_Code.DEADLINE_EXCEEDED, types_pb2.ERROR_REASON_DEADLINE_EXCEEDED),
     errors.ChildRunFailedError: (_Code.ABORTED, types_pb2.ERROR_REASON_CHILD_RUN_FAILED),
     errors.ModelError: (_Code.UNAVAILABLE, types_pb2.ERROR_REASON_MODEL_FAILED),
+    errors.ReplayError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.SandboxError: (_Code.ABORTED, types_pb2.ERROR_REASON_CHILD_RUN_FAILED),
     errors.SandboxStartError: (_Code.ABORTED, types_pb2.ERROR_REASON_CHILD_RUN_FAILED),
     errors.SandboxBusyError: (_Code.ABORTED, types_pb2.ERROR_REASON_CHILD_RUN_FAILED),
