@@ -5,7 +5,8 @@ Rules:
 1. Each method needs a role; a role may do what those below it may. A method without a row here is refused.
 2. A limit that is not asked for is the default of `RunLimits`. The tenant's maximum counts where it is less
    than either; a default that the server can't have, a depth, is lowered to what it can.
-3. A tenant's list of models counts for every model a run may name, in any role and under any alias.
+3. A tenant's list of models counts for every model a run names, in any role and under any alias. Of those
+   that cells may name only because the server lists them, the others are left out.
 4. A scripted model is a program of this server's machine: nobody names one but whom the operator's own list
    (RLM_MODELS_ALLOWED) allows that very file.
 5. A runtime must be one that the server offers and the tenant may have. None asked for: the first that the
@@ -42,8 +43,6 @@ NEEDED: Mapping[str, Role] = {
 _RANK = {role: rank for rank, role in enumerate((Role.READ, Role.RUN, Role.ADMIN))}
 
 MAX_QUESTION_BYTES = 1_000_000
-MAX_TEXT_BYTES = 4 * 1024 * 1024
-"""A longer text is uploaded."""
 MAX_KEY_CHARS = 100
 MAX_NAME_BYTES = 255
 MAX_ALLOWED_MODELS = 20
@@ -143,8 +142,32 @@ def decide(options: Mapping[str, object], rules: TenantRules, offer: Offer) -> D
         limits=_limits(options, rules, offer),
     )
     for named in (decided.model, sub_model, *allow):
-        _check_model(named, rules.models, offer.models_allowed)
+        _check_scripted(named, offer.models_allowed)
     return decided
+
+
+def permits(model: str, patterns: Sequence[str], listed: Collection[str]) -> bool:
+    """Whether a tenant may use a model.
+
+    Args:
+        model: By its own name, not by an alias.
+        patterns: The tenant's; empty for all.
+        listed: The operator's RLM_MODELS_ALLOWED.
+    """
+    if model.startswith(SCRIPTED_PREFIX):
+        return model in listed
+    return not patterns or any(fnmatchcase(model, pattern) for pattern in patterns)
+
+
+def check_models(models: Collection[str], rules: TenantRules, offer: Offer) -> None:
+    """Raise unless the tenant may use all of these models, by their own names.
+
+    Raises:
+        NotAllowedError: It may not use one.
+    """
+    for model in models:
+        if not permits(model, rules.models, offer.models_allowed):
+            raise NotAllowedError(f"you may not use the model {model[:100]!r}")
 
 
 def check_question(question: str) -> None:
@@ -261,13 +284,9 @@ def _runtime(asked: str, rules: TenantRules, offer: Offer) -> str:
     return asked or allowed[0]
 
 
-def _check_model(entry: str, patterns: Sequence[str], listed: Collection[str]) -> None:
-    # `NAME=MODEL`: both are looked at. The name alone opens nothing, and may itself be a settings' alias.
-    name, is_alias, behind = entry.partition("=")
-    model = behind if is_alias and not name.startswith(SCRIPTED_PREFIX) else entry
-    if model.startswith(SCRIPTED_PREFIX):
-        if model not in listed:
+def _check_scripted(entry: str, listed: Collection[str]) -> None:
+    # Before anything looks at it: loading a script runs it. `NAME=MODEL` is looked at on both sides.
+    _, is_alias, behind = entry.partition("=")
+    for model in (entry, behind) if is_alias else (entry,):
+        if model.startswith(SCRIPTED_PREFIX) and model not in listed:
             raise NotAllowedError("scripted models are not for clients of a server")
-        return
-    if patterns and not any(fnmatchcase(model, pattern) for pattern in patterns):
-        raise NotAllowedError(f"you may not use the model {model[:100]!r}")

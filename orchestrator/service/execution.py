@@ -1,0 +1,543 @@
+"""Runs what was queued: fairly, on this server's machine, each to an end that is stored before it is told.
+
+Rules:
+
+1. A run is submitted after it was stored, and started when `fair` says so and the books agree that its tenant
+   has room over all servers.
+2. Its end is stored (`RunBook.ended`) before any watcher hears of it. A store that does not answer is asked
+   again until it does, or the server drains.
+3. A run whose events cannot be stored does not go on: nothing must be paid that nobody knows of. It is left
+   as it stands, and resumed when the store answers again.
+4. Draining starts nothing. What still runs when the grace is over is left: its record takes nothing more, as
+   if the server had been killed, and the next server resumes it from there.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+from orchestrator.access import ModelAccess
+from orchestrator.app import RunOptions, Tenant, root_run, staged
+from orchestrator.budget import ZERO, Amounts
+from orchestrator.contexts.shelf import ContextShelf
+from orchestrator.contexts.store import StagedContext
+from orchestrator.errors import (
+    CallerError,
+    InvariantError,
+    MachineError,
+    NotFoundError,
+    OrchestratorError,
+    StoreError,
+)
+from orchestrator.ids import RunId, TenantId
+from orchestrator.machine import Machine
+from orchestrator.models.choice import Wanted
+from orchestrator.models.port import Model
+from orchestrator.runs.recorder import Observer
+from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS
+from orchestrator.service.books import Books
+from orchestrator.service.context_desk import ContextDesk
+from orchestrator.service.fair import FairQueue, Waiting
+from orchestrator.service.hooks import ServiceHook
+from orchestrator.service.rules import Decided, Offer, decide, permits
+from orchestrator.service.watching import Watching
+from orchestrator.shielding import run_shielded
+from orchestrator.store.books import RunRow, RunState, TenantRow
+from orchestrator.store.port import NO_BLOBS, LedgerEntry, RunStore
+from orchestrator.tenants.port import TenantAccount
+from orchestrator.trajectory import CallSettled, Event, RunStarted
+from orchestrator.turn import Outcome
+
+_log = logging.getLogger(__name__)
+
+_ASK_AGAIN_S = 1.0
+"""A tenant whose runs other servers run is asked about so often; so is a store that does not answer ..."""
+_LONGEST_PAUSE_S = 30.0
+"""... and then ever less often."""
+MAX_RESUMES = 20
+"""A run that is resumed more often does not get any further."""
+
+OpenAccount = Callable[[TenantRow, RunId], TenantAccount]
+"""The allowance of a tenant, for one run tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended."""
+
+    outcome: str
+    error: str = ""
+    answer: bytes | None = None
+
+
+class _Leave(Enum):
+    """Why a running run is stopped from outside."""
+
+    CANCELLED = "cancelled"
+    DRAINED = "drained"
+
+
+@dataclass(slots=True)
+class Bill:
+    """What a tree was billed so far, added up from its events."""
+
+    confirmed: Amounts = ZERO
+    unconfirmed: Amounts = ZERO
+
+    def add(self, event: Event) -> None:
+        """Count one event. See `Observer`."""
+        match event.payload:
+            case CallSettled() as settled:
+                self.confirmed = self.confirmed.plus(settled.confirmed)
+                self.unconfirmed = self.unconfirmed.plus(settled.unconfirmed)
+            case RunStarted() as started if started.parent is not None:
+                self.confirmed = self.confirmed.plus(Amounts(child_runs=1))
+            case _:
+                pass
+
+
+class _Record:
+    """The store of one tree, until the run is left."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self.is_left = False
+
+    async def append(
+        self,
+        run_id: RunId,
+        expected_seq: int,
+        events: Sequence[Event],
+        *,
+        blobs: Mapping[str, bytes] = NO_BLOBS,
+        ledger_entries: Sequence[LedgerEntry] = (),
+    ) -> None:
+        """See `RunStore.append`."""
+        if self.is_left:
+            raise StoreError("this server leaves the run to the next")
+        try:
+            await self._store.append(run_id, expected_seq, events, blobs=blobs, ledger_entries=ledger_entries)
+        except StoreError:
+            # Else a store that answers again a moment later would be told that the run ended of this.
+            self.is_left = True
+            raise
+
+    def events(self, run_id: RunId, from_seq: int = 0) -> AsyncIterator[Event]:
+        """See `RunStore.events`."""
+        return self._store.events(run_id, from_seq)
+
+    async def blob(self, sha256: str) -> bytes | None:
+        """See `RunStore.blob`."""
+        return await self._store.blob(sha256)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A run that waits or runs here."""
+
+    row: RunRow
+    tenant: TenantRow
+    resume: bool
+    bill: Bill
+    record: _Record
+    task: asyncio.Task[None] | None = None
+    leave: _Leave | None = None
+    is_ending: bool = False
+    """Its end is being stored: too late to stop it."""
+
+
+class Execution:
+    """The runs of one server. Open it with `executing`."""
+
+    def __init__(
+        self,
+        *,
+        books: Books,
+        machines: Mapping[str, Machine],
+        models: ModelAccess,
+        desk: ContextDesk,
+        shelf: ContextShelf,
+        watching: Watching,
+        offer: Offer,
+        open_account: OpenAccount,
+        max_running: int,
+        hooks: Sequence[ServiceHook] = (),
+    ) -> None:
+        """Runs nothing yet.
+
+        Args:
+            books: The database.
+            machines: By runtime. They share their sandboxes.
+            models: Connected.
+            desk: Where the contexts of runs are.
+            shelf: Where they are kept between runs, on the machines.
+            watching: Told of events and ends.
+            offer: What runs are decided by.
+            open_account: Who pays.
+            max_running: Runs at once.
+            hooks: Told of runs.
+        """
+        self._books = books
+        self._machines = machines
+        self._models = models
+        self._desk = desk
+        self._shelf = shelf
+        self._watching = watching
+        self._offer = offer
+        self._open_account = open_account
+        self._hooks = hooks
+        self._queue = FairQueue(max_running=max_running, sandboxes=offer.max_sandboxes)
+        self._jobs: dict[RunId, _Job] = {}
+        self._content_ids: dict[str, str] = {}
+        """On the shelf, by context id."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = asyncio.Event()
+        self.on_left: Callable[[RunId, TenantId], None] = lambda _run, _tenant: None
+        """Told of a run that was left although this server goes on: who resumes runs sets it."""
+
+    @property
+    def running(self) -> int:
+        """Runs that run here."""
+        return self._queue.running
+
+    @property
+    def waiting(self) -> int:
+        """Runs that wait here."""
+        return self._queue.waiting()
+
+    def has(self, run_id: RunId) -> bool:
+        """Whether the run waits or runs here."""
+        return run_id in self._jobs
+
+    def bill(self, run_id: RunId) -> Bill | None:
+        """What a run that is here was billed so far."""
+        job = self._jobs.get(run_id)
+        return job.bill if job is not None else None
+
+    def submit(self, row: RunRow, tenant: TenantRow, *, resume: bool, billed: Bill | None = None) -> None:
+        """Start a stored run when its turn has come.
+
+        Args:
+            row: The run.
+            tenant: Its tenant, as it is now.
+            resume: Go on from its events.
+            billed: What it was billed before.
+
+        Raises:
+            InvalidRequestError: Its chain is longer than this server's sandboxes.
+        """
+        if row.run_id in self._jobs:
+            raise InvariantError("a run was submitted twice")
+        self._enqueue(row, tenant)
+        on_stored = self._watching.here(row.run_id)
+        record = _Record(self._books.trees.tree(row.tenant_id, row.run_id, on_stored=on_stored))
+        self._jobs[row.run_id] = _Job(row, tenant, resume, billed or Bill(), record)
+        self._fill()
+
+    async def cancel(self, run_id: RunId) -> bool:
+        """Begin to end a run that is here; False when it is not.
+
+        Raises:
+            StoreError: It waited, and that it will not run cannot be stored.
+        """
+        job = self._jobs.get(run_id)
+        if job is None:
+            return False
+        if job.task is not None:
+            if job.leave is None and not job.is_ending:
+                job.leave = _Leave.CANCELLED
+                job.task.cancel()
+            return True
+        self._queue.remove(run_id, job.row.tenant_id)
+        try:
+            await self._store_end(job, _CANCELLED)
+        except StoreError:
+            # Not cancelled, then. It goes behind its tenant's others.
+            self._enqueue(job.row, job.tenant)
+            raise
+        self._over(job)
+        return True
+
+    def forget_context(self, tenant_id: TenantId, context_id: str) -> None:
+        """A context was deleted: it is not kept on the machine either."""
+        content_id = self._content_ids.pop(context_id, None)
+        if content_id is not None:
+            self._shelf.drop(tenant_id, content_id)
+
+    async def drain(self, grace_s: float) -> None:
+        """Start nothing more, give running runs time to end, and leave those that have not. For good."""
+        self._draining.set()
+        tasks = {job.task for job in self._jobs.values() if job.task is not None}
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace_s)
+            for job in tuple(self._jobs.values()):
+                if job.task in late and job.leave is None:
+                    job.leave = _Leave.DRAINED
+                    job.record.is_left = True
+                    if not job.is_ending and job.task is not None:
+                        job.task.cancel()
+            if late:
+                await asyncio.wait(late)
+        self._watching.close()
+
+    async def aclose(self) -> None:
+        """End whatever is left, at once."""
+        await self.drain(0.0)
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _enqueue(self, row: RunRow, tenant: TenantRow) -> None:
+        chain = decide(row.options, tenant.rules, self._offer).limits.max_depth + 1
+        self._queue.add(
+            Waiting(row.run_id, row.tenant_id, chain), max_running=tenant.rules.max_concurrent_runs
+        )
+
+    # --- One run --------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Start whatever has its turn and its room."""
+        while not self._draining.is_set() and (waiting := self._queue.next()) is not None:
+            job = self._jobs[waiting.run_id]
+            job.task = self._begin(self._carry(job))
+
+    async def _carry(self, job: _Job) -> None:
+        try:
+            if not await self._may_start(job):
+                return
+            end = await self._to_end(job)
+            await run_shielded(self._leave(job) if end is None else self._end(job, end))
+        finally:
+            self._fill()
+
+    async def _may_start(self, job: _Job) -> bool:
+        """Whether the books agree; if not, the run waits on, or is gone."""
+        row = job.row
+        try:
+            is_started = await run_shielded(
+                self._books.runs.started(
+                    row.run_id,
+                    at=time.time(),
+                    resumed=job.resume,
+                    max_concurrent=job.tenant.rules.max_concurrent_runs,
+                )
+            )
+            stored = None if is_started else await self._books.runs.run(row.tenant_id, row.run_id)
+        except StoreError as error:
+            _log.warning("run %s cannot be started yet: %s", row.run_id, error)
+            is_started, stored = False, row
+        except asyncio.CancelledError:
+            # Cancelled or drained before it began: whether it counts as started is not known.
+            is_started, stored = job.leave is not None, row
+            if not is_started:
+                raise
+        if is_started:
+            return True
+        if stored is None or stored.state is RunState.ENDED:
+            job.row = stored or replace(row, state=RunState.ENDED)
+            self._queue.ended(row.run_id)
+            self._over(job)
+            return False
+        job.task = None
+        self._queue.put_back(row.run_id)
+        self._queue.hold_back(row.tenant_id, held=True)
+        self._begin(self._ask_again(row.tenant_id))
+        return False
+
+    async def _ask_again(self, tenant_id: TenantId) -> None:
+        await asyncio.sleep(_ASK_AGAIN_S)
+        self._queue.hold_back(tenant_id, held=False)
+        self._fill()
+
+    async def _to_end(self, job: _Job) -> End | None:
+        """The run's end, or None when it has none here."""
+        if job.leave is not None:
+            return _CANCELLED if job.leave is _Leave.CANCELLED else None
+        try:
+            return await self._run(job, [hook.observer(job.row) for hook in self._hooks])
+        except asyncio.CancelledError:
+            if job.leave is None:
+                raise
+            return _CANCELLED if job.leave is _Leave.CANCELLED else None
+        except StoreError as error:
+            if job.leave is _Leave.CANCELLED:
+                return _CANCELLED
+            _log.warning("run %s is left as it stands: %s", job.row.run_id, error)
+            return None
+        except (CallerError, MachineError) as error:
+            return None if job.leave is _Leave.DRAINED else End(Outcome.INTERNAL_ERROR.value, str(error))
+        except OrchestratorError as error:
+            _log.error("run %s failed", job.row.run_id, exc_info=error)
+            return End(Outcome.INTERNAL_ERROR.value, str(error))
+        except Exception:
+            # Whatever it is, it must not take the other runs of this server down.
+            _log.exception("run %s failed", job.row.run_id)
+            return End(Outcome.INTERNAL_ERROR.value, "the orchestrator failed; its log has the details")
+
+    async def _run(self, job: _Job, observers: Sequence[Observer]) -> End:
+        row, tenant_id = job.row, job.row.tenant_id
+        decided = decide(row.options, job.tenant.rules, self._offer)
+        machine = self._machines[decided.runtime]
+        tenant = Tenant(tenant_id=tenant_id, account=self._open_account(job.tenant, row.run_id))
+        async with (
+            self._context(row, machine, tenant) as context,
+            self._models.models(wanted_by(decided)) as models,
+        ):
+            result = await root_run(
+                row.run_id,
+                options_of(row, decided),
+                machine=machine,
+                tenant=tenant,
+                models=self._permitted(models, job.tenant),
+                context=context,
+                observers=(job.bill.add, *observers),
+                store=job.record,
+                resume=job.resume,
+            )
+        answer = None if result.answer is None else result.answer.encode("utf-8", "replace")
+        return End(result.outcome.value, result.why, answer)
+
+    def _permitted(self, models: Mapping[str, Model], tenant: TenantRow) -> dict[str, Model]:
+        """Without a list of its own a run may name all that the settings list: here, what the tenant may."""
+        return {
+            name: model
+            for name, model in models.items()
+            if name in {ROOT_ALIAS, SUB_ALIAS}
+            or permits(model.card.name, tenant.rules.models, self._offer.models_allowed)
+        }
+
+    @asynccontextmanager
+    async def _context(self, row: RunRow, machine: Machine, tenant: Tenant) -> AsyncIterator[StagedContext]:
+        """The run's context, staged; from the shelf where it is kept."""
+        kept = await self._kept(row, machine)
+        if kept is not None:
+            try:
+                yield kept
+            finally:
+                machine.contexts.release(kept)
+            return
+        context_row = await self._books.contexts.context(row.tenant_id, row.context_id)
+        if context_row is None or not context_row.is_complete:
+            raise NotFoundError("the run's context is gone")
+        async with staged(machine.contexts, tenant, [self._desk.path(context_row)]) as context:
+            shared = machine.contexts.share(context)
+            self._content_ids[row.context_id] = await asyncio.to_thread(self._shelf.put, shared)
+            yield context
+
+    async def _kept(self, row: RunRow, machine: Machine) -> StagedContext | None:
+        """The run's context if it is on the shelf. A thread's work: what is too old goes meanwhile."""
+        content_id = self._content_ids.get(row.context_id)
+        if content_id is None:
+            return None
+        taking = asyncio.ensure_future(asyncio.to_thread(self._shelf.take, row.tenant_id, content_id))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            await asyncio.wait((taking,))
+            kept = taking.result()
+            if kept is not None:
+                machine.contexts.release(kept)
+            raise
+
+    # --- Ends -----------------------------------------------------------------------------------------
+
+    async def _store_end(self, job: _Job, end: End) -> None:
+        at, bill = time.time(), job.bill
+        await self._books.runs.ended(
+            job.row.run_id,
+            at=at,
+            outcome=end.outcome,
+            error=end.error,
+            answer=end.answer,
+            confirmed=bill.confirmed,
+            unconfirmed=bill.unconfirmed,
+        )
+        job.row = replace(
+            job.row,
+            state=RunState.ENDED,
+            ended_at=at,
+            outcome=end.outcome,
+            error=end.error,
+            confirmed=bill.confirmed,
+            unconfirmed=bill.unconfirmed,
+        )
+
+    async def _end(self, job: _Job, end: End) -> None:
+        job.is_ending = True
+        await self._until_stored(lambda: self._store_end(job, end), f"the end of run {job.row.run_id}")
+        # Drained before it was stored: the next server finds the run running, with its events at their end.
+        self._queue.ended(job.row.run_id)
+        self._over(job)
+
+    async def _leave(self, job: _Job) -> None:
+        """The run goes on later: with the next server, or here when the store answers again."""
+        row = job.row
+        job.is_ending = job.record.is_left = True
+        await self._until_stored(
+            lambda: self._books.runs.interrupted(row.run_id), f"that run {row.run_id} is interrupted"
+        )
+        job.row = replace(row, state=RunState.INTERRUPTED)
+        self._queue.ended(row.run_id)
+        self._over(job)
+        if not self._draining.is_set():
+            self.on_left(row.run_id, row.tenant_id)
+
+    async def _until_stored(self, store: Callable[[], Awaitable[None]], what: str) -> None:
+        """Ask the store until it answers, or the server drains."""
+        pause_s = _ASK_AGAIN_S
+        while True:
+            try:
+                return await store()
+            except StoreError as error:
+                _log.warning("%s is not stored yet: %s", what, error)
+            if self._draining.is_set():
+                return None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._draining.wait()
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _over(self, job: _Job) -> None:
+        """It is not here any more."""
+        self._jobs.pop(job.row.run_id, None)
+        if job.row.state is RunState.ENDED:
+            self._watching.over(job.row.run_id)
+        else:
+            self._watching.left(job.row.run_id)
+        for hook in self._hooks:
+            hook.left(job.row)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+_CANCELLED = End(Outcome.CANCELLED.value, "the run was cancelled")
+
+
+def wanted_by(decided: Decided) -> Wanted:
+    """The models of a run."""
+    return Wanted(roles={ROOT_ALIAS: decided.model, SUB_ALIAS: decided.sub_model}, allow=decided.allow_models)
+
+
+def options_of(row: RunRow, decided: Decided) -> RunOptions:
+    """The run as the composition root takes it."""
+    return RunOptions(
+        question=row.question,
+        context_paths=(),
+        model=decided.model,
+        sub_model=decided.sub_model,
+        allow_models=decided.allow_models,
+        dialect=decided.dialect,
+        runtime=decided.runtime,
+        memoise=decided.memoise,
+        limits=decided.limits,
+    )

@@ -1,0 +1,580 @@
+"""The service itself. See `port.Office` for what each method promises.
+
+Every method checks the caller's role in one place (`_enter`), and finds a run or context by asking the books
+with the caller's tenant: what is another's is not there. What a method acknowledges is stored first, and is
+finished once begun, also when its caller hangs up meanwhile.
+"""
+
+import asyncio
+import functools
+import hashlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from orchestrator.access import ModelAccess
+from orchestrator.contexts.shelf import ContextShelf
+from orchestrator.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    OrchestratorError,
+    StoreError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from orchestrator.ids import RunId, TenantId, new_run_id
+from orchestrator.machine import Machine
+from orchestrator.pricing import ModelCard
+from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS
+from orchestrator.service import windows
+from orchestrator.service.books import Books
+from orchestrator.service.context_desk import ContextDesk
+from orchestrator.service.execution import Execution, OpenAccount, wanted_by
+from orchestrator.service.hooks import ServiceHook
+from orchestrator.service.port import Caller, Created, Question, Upload, Usage
+from orchestrator.service.recovery import Recovery
+from orchestrator.service.retention import SWEEP_EVERY_S, Retention
+from orchestrator.service.rules import (
+    Decided,
+    Offer,
+    check_idempotency_key,
+    check_models,
+    check_question,
+    check_role,
+    decide,
+)
+from orchestrator.service.watching import Watching
+from orchestrator.shielding import run_shielded
+from orchestrator.store.books import AuditRow, ContextRow, Quota, RunFilter, RunRow, RunState
+
+_log = logging.getLogger(__name__)
+
+MAX_PAGE = 200
+TEXT_PART_BYTES = 256 * 1024
+_NO_RUN = "there is no such run"
+_NO_CONTEXT = "there is no such context"
+_NO_TEXT = "there is no such text"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """A database that does not answer is no caller's business: only that trying again helps."""
+    try:
+        yield
+    except StoreError as error:
+        _log.warning("the store does not answer: %s", error)
+        raise UnavailableError("the server cannot store or read that now; try again") from error
+
+
+def _stored(
+    method: Callable[Concatenate["ServiceOffice", P], Awaitable[T]],
+) -> Callable[Concatenate["ServiceOffice", P], Coroutine[Any, Any, T]]:
+    @functools.wraps(method)
+    async def answering(self: "ServiceOffice", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with _answering():
+            return await method(self, *args, **kwargs)
+
+    return answering
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OfficeParts:
+    """What a service is made of. Whoever opens it owns all of it."""
+
+    books: Books
+    machines: Mapping[str, Machine]
+    """By runtime."""
+    models: ModelAccess
+    offer: Offer
+    open_account: OpenAccount
+    contexts_dir: Path
+    """Of clients' contexts."""
+    home: str
+    """The id of the state directory."""
+    max_running: int
+    drain_grace_s: float
+    hooks: Sequence[ServiceHook] = ()
+
+
+class ServiceOffice:
+    """`Office`. Open it with `open_office`."""
+
+    def __init__(self, parts: OfficeParts) -> None:
+        books = parts.books
+        self._books = books
+        self._models = parts.models
+        self._offer = parts.offer
+        self._home = parts.home
+        self._drain_grace_s = parts.drain_grace_s
+        self._hooks = parts.hooks
+        self._is_draining = False
+        # The machines share one store of contexts.
+        self._shelf = ContextShelf(next(iter(parts.machines.values())).contexts)
+        self._desk = ContextDesk(parts.contexts_dir, books.contexts, home=parts.home)
+        self._watching = Watching(books.trees)
+        self._execution = Execution(
+            books=books,
+            machines=parts.machines,
+            models=parts.models,
+            desk=self._desk,
+            shelf=self._shelf,
+            watching=self._watching,
+            offer=parts.offer,
+            open_account=parts.open_account,
+            max_running=parts.max_running,
+            hooks=parts.hooks,
+        )
+        self._recovery = Recovery(books, self._execution, self._desk, home=parts.home)
+        self._retention = Retention(books, self._desk, self._execution)
+        self._execution.on_left = self._take_up_later
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- The server's own -----------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes new runs."""
+        return not self._is_draining
+
+    @property
+    def running(self) -> int:
+        """Runs that run here."""
+        return self._execution.running
+
+    @property
+    def waiting(self) -> int:
+        """Runs that wait here."""
+        return self._execution.waiting
+
+    @property
+    def watchers(self) -> int:
+        """Streams of events under way."""
+        return self._watching.watchers
+
+    async def open(self) -> None:
+        """Take up what the server before left, and begin to look after what gets old."""
+        taken_up = await self._recovery.at_start()
+        if taken_up:
+            _log.info("%d runs that had not ended were taken up", taken_up)
+        self._begin(self._sweep_now_and_then())
+
+    async def drain(self) -> None:
+        """No new runs from now on; return when those that run have ended or were left to the next server."""
+        self._is_draining = True
+        await self._execution.drain(self._drain_grace_s)
+
+    async def aclose(self) -> None:
+        """Leave everything as it is; whoever did not drain before loses what runs were doing just now."""
+        self._is_draining = True
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._execution.aclose()
+        await asyncio.to_thread(self._shelf.close)
+
+    # --- Who asks -------------------------------------------------------------------------------------
+
+    @_stored
+    async def authenticate(self, key: str | None) -> Caller:
+        """See `Office.authenticate`."""
+        found = await self._books.tenants.who_has(key) if key else None
+        if found is None:
+            raise UnauthenticatedError("an API key is needed, and this is none")
+        tenant, row = found
+        return Caller(tenant=tenant, key_id=row.key_id, role=row.role)
+
+    # --- Runs -----------------------------------------------------------------------------------------
+
+    @_stored
+    async def create_run(self, caller: Caller, question: Question) -> Created:
+        """See `Office.create_run`."""
+        with self._refusals(caller):
+            self._enter("CreateRun", caller, is_new=True)
+            if bool(question.context_id) == (question.text is not None):
+                raise InvalidRequestError("give either context_id or text")
+            decided = self._decide(caller, question)
+            context = (
+                await self._context(caller, question.context_id)
+                if question.context_id
+                else await self._desk.keep_text(
+                    caller.tenant.tenant_id,
+                    question.text or b"",
+                    max_bytes=caller.tenant.rules.max_context_bytes,
+                )
+            )
+            row = self._row(caller, question, decided, context.context_id)
+            return await self._create(caller, row, context, "CreateRun")
+
+    @_stored
+    async def continue_run(
+        self, caller: Caller, run_id: str, question: Question, *, keep_namespace: bool
+    ) -> Created:
+        """See `Office.continue_run`."""
+        with self._refusals(caller):
+            self._enter("ContinueRun", caller, is_new=True)
+            before = await self._run(caller, run_id)
+            if question.context_id or question.text is not None:
+                raise InvalidRequestError("a run that continues another has that one's context")
+            if before.state is not RunState.ENDED:
+                raise ConflictError("the run has not ended")
+            if not before.context_id:
+                raise ConflictError("the run's context is gone")
+            if keep_namespace:
+                raise InvalidRequestError("keep_namespace is not there yet: the new run starts afresh")
+            question = replace(question, options=question.options or before.options)
+            decided = self._decide(caller, question)
+            context = await self._context(caller, before.context_id)
+            row = replace(
+                self._row(caller, question, decided, context.context_id, continues=before.run_id),
+                continues=before.run_id,
+                keeps_namespace=keep_namespace,
+            )
+            return await self._create(caller, row, context, "ContinueRun")
+
+    @_stored
+    async def get_run(self, caller: Caller, run_id: str) -> RunRow:
+        """See `Office.get_run`."""
+        self._enter("GetRun", caller)
+        return await self._run(caller, run_id)
+
+    @_stored
+    async def list_runs(
+        self, caller: Caller, which: RunFilter, *, limit: int, before: tuple[float, RunId] | None = None
+    ) -> Sequence[RunRow]:
+        """See `Office.list_runs`."""
+        self._enter("ListRuns", caller)
+        _check_limit(limit)
+        rows = await self._books.runs.runs(caller.tenant.tenant_id, which, limit=limit, before=before)
+        return [self._now(row) for row in rows]
+
+    async def watch_run(
+        self, caller: Caller, run_id: str, from_position: int
+    ) -> AsyncIterator[tuple[int, bytes]]:
+        """See `Office.watch_run`."""
+        with _answering():
+            self._enter("WatchRun", caller)
+            if from_position < 0:
+                raise InvalidRequestError("from_position must not be negative")
+            row = await self._run(caller, run_id)
+
+            async def has_ended() -> bool:
+                now = await self._books.runs.run(row.tenant_id, row.run_id)
+                return now is None or now.state is RunState.ENDED
+
+            async for entry in self._watching.watch(row.run_id, from_position, has_ended):
+                yield entry
+
+    async def read_text(self, caller: Caller, run_id: str, sha256: str) -> AsyncIterator[bytes]:
+        """See `Office.read_text`."""
+        with _answering():
+            self._enter("ReadText", caller)
+            row = await self._run(caller, run_id)
+            text = await self._books.trees.tree_blob(row.run_id, sha256) if sha256 else row.answer
+            if text is None:
+                raise NotFoundError(_NO_TEXT)
+            for start in range(0, len(text), TEXT_PART_BYTES):
+                yield text[start : start + TEXT_PART_BYTES]
+
+    @_stored
+    async def cancel_run(self, caller: Caller, run_id: str) -> RunRow:
+        """See `Office.cancel_run`."""
+        self._enter("CancelRun", caller)
+        row = await self._run(caller, run_id)
+        if row.state is RunState.ENDED:
+            return row
+        self._check_home(row)
+        await self._audit(caller, "CancelRun", row.run_id)
+        await run_shielded(self._cancel(row))
+        return await self._run(caller, run_id)
+
+    @_stored
+    async def resume_run(self, caller: Caller, run_id: str) -> RunRow:
+        """See `Office.resume_run`."""
+        self._enter("ResumeRun", caller, is_new=True)
+        row = await self._run(caller, run_id)
+        self._check_home(row)
+        if row.state is not RunState.INTERRUPTED:
+            raise ConflictError("the run is not interrupted")
+        await self._audit(caller, "ResumeRun", row.run_id)
+        if not self._execution.has(row.run_id):
+            await run_shielded(self._recovery.take_up(row, caller.tenant))
+        return await self._run(caller, run_id)
+
+    @_stored
+    async def delete_run(self, caller: Caller, run_id: str) -> None:
+        """See `Office.delete_run`."""
+        self._enter("DeleteRun", caller)
+        row = await self._run(caller, run_id)
+        if row.state is not RunState.ENDED:
+            raise ConflictError("the run has not ended; cancel it first")
+        await self._audit(caller, "DeleteRun", row.run_id)
+        await run_shielded(self._delete(row))
+
+    # --- Contexts -------------------------------------------------------------------------------------
+
+    @_stored
+    async def start_upload(self, caller: Caller, *, sha256: str, length_bytes: int, name: str) -> Upload:
+        """See `Office.start_upload`."""
+        self._enter("StartUpload", caller, is_new=True)
+        upload = await self._desk.start(
+            caller.tenant.tenant_id,
+            sha256=sha256,
+            length_bytes=length_bytes,
+            name=name,
+            max_bytes=caller.tenant.rules.max_context_bytes,
+        )
+        await self._audit(caller, "StartUpload", upload.context.context_id)
+        return upload
+
+    @_stored
+    async def write_upload(self, caller: Caller, context_id: str, offset: int, data: bytes) -> Upload:
+        """See `Office.write_upload`."""
+        self._enter("Upload", caller, is_new=True)
+        row = await self._books.contexts.context(caller.tenant.tenant_id, context_id)
+        if row is None or row.is_inline:
+            raise NotFoundError(_NO_CONTEXT)
+        upload = await self._desk.write(row, offset, data)
+        if upload.context.is_complete:
+            await self._audit(caller, "Upload", row.context_id)
+        return upload
+
+    @_stored
+    async def list_contexts(
+        self, caller: Caller, *, limit: int, before: tuple[float, str] | None = None
+    ) -> Sequence[ContextRow]:
+        """See `Office.list_contexts`."""
+        self._enter("ListContexts", caller)
+        _check_limit(limit)
+        return await self._books.contexts.contexts(caller.tenant.tenant_id, limit=limit, before=before)
+
+    @_stored
+    async def delete_context(self, caller: Caller, context_id: str) -> None:
+        """See `Office.delete_context`."""
+        self._enter("DeleteContext", caller)
+        row = await self._books.contexts.context(caller.tenant.tenant_id, context_id)
+        if row is None or row.is_inline:
+            raise NotFoundError(_NO_CONTEXT)
+        self._check_home(row)
+        await self._audit(caller, "DeleteContext", row.context_id)
+        await run_shielded(self._desk.remove(row))
+        self._execution.forget_context(row.tenant_id, row.context_id)
+
+    # --- Usage ----------------------------------------------------------------------------------------
+
+    @_stored
+    async def get_usage(self, caller: Caller) -> Usage:
+        """See `Office.get_usage`."""
+        self._enter("GetUsage", caller)
+        now, tenant_id = time.time(), caller.tenant.tenant_id
+        live = await self._books.runs.count_live(tenant_id)
+        return Usage(
+            day=await self._books.usage.used(tenant_id, windows.day_of(now)),
+            month=await self._books.usage.used(tenant_id, windows.month_of(now)),
+            live_runs=sum(live.values()),
+        )
+
+    # --- Inside ---------------------------------------------------------------------------------------
+
+    def _enter(self, method: str, caller: Caller, *, is_new: bool = False) -> None:
+        """Whether this caller may call this now. `is_new`: it would begin something."""
+        check_role(method, caller.role)
+        if is_new and self._is_draining:
+            raise UnavailableError("the server is going down; try again")
+
+    @contextmanager
+    def _refusals(self, caller: Caller) -> Iterator[None]:
+        try:
+            yield
+        except OrchestratorError as error:
+            for hook in self._hooks:
+                hook.refused(caller.tenant.tenant_id, error)
+            raise
+
+    async def _run(self, caller: Caller, run_id: str) -> RunRow:
+        row = await self._books.runs.run(caller.tenant.tenant_id, RunId(run_id))
+        if row is None:
+            raise NotFoundError(_NO_RUN)
+        return self._now(row)
+
+    def _now(self, row: RunRow) -> RunRow:
+        """With what it was billed up to now."""
+        bill = self._execution.bill(row.run_id) if row.state is not RunState.ENDED else None
+        if bill is None:
+            return row
+        return replace(row, confirmed=bill.confirmed, unconfirmed=bill.unconfirmed)
+
+    async def _context(self, caller: Caller, context_id: str) -> ContextRow:
+        row = await self._books.contexts.context(caller.tenant.tenant_id, context_id)
+        if row is None:
+            raise NotFoundError(_NO_CONTEXT)
+        if not row.is_complete:
+            raise ConflictError("the context has not been uploaded whole")
+        self._check_home(row)
+        return row
+
+    def _check_home(self, row: RunRow | ContextRow) -> None:
+        if row.home != self._home:
+            raise UnavailableError("this is on another server's disk; ask that one")
+
+    def _decide(self, caller: Caller, question: Question) -> Decided:
+        check_idempotency_key(question.idempotency_key)
+        check_question(question.question)
+        rules = caller.tenant.rules
+        decided = decide(question.options, rules, self._offer)
+        cards = self._models.chosen(wanted_by(decided))
+        check_models(_named(cards, decided), rules, self._offer)
+        return decided
+
+    def _row(
+        self,
+        caller: Caller,
+        question: Question,
+        decided: Decided,
+        context_id: str,
+        *,
+        continues: RunId | None = None,
+    ) -> RunRow:
+        return RunRow(
+            run_id=new_run_id(),
+            tenant_id=caller.tenant.tenant_id,
+            idempotency_key=question.idempotency_key,
+            request_hash=_request_hash(question, continues),
+            question=question.question,
+            context_id=context_id,
+            options=decided.as_options(),
+            state=RunState.QUEUED,
+            created_at=time.time(),
+            home=self._home,
+        )
+
+    async def _create(self, caller: Caller, row: RunRow, context: ContextRow, action: str) -> Created:
+        now, rules = time.time(), caller.tenant.rules
+        quotas = windows.windows(rules, now)
+        for window, quota in quotas.items():
+            if quota.max_tokens is not None or quota.max_cost_microusd is not None:
+                windows.check_not_used_up(await self._books.usage.used(row.tenant_id, window), quota)
+        with self._desk.needed(context.context_id) if context.is_inline else nullcontext():
+            return await run_shielded(self._store_and_submit(caller, row, list(quotas.items()), action))
+
+    async def _store_and_submit(
+        self, caller: Caller, row: RunRow, quotas: Sequence[tuple[str, Quota]], action: str
+    ) -> Created:
+        stored = await self._books.runs.create(
+            row, max_queued=caller.tenant.rules.max_queued_runs, quotas=quotas
+        )
+        existed = stored.run_id != row.run_id
+        if not existed:
+            # Before anything that can fail: what is stored is to run.
+            self._execution.submit(stored, caller.tenant, resume=False)
+            for hook in self._hooks:
+                hook.created(stored)
+            await self._audit(caller, action, stored.run_id)
+        return Created(run=self._now(stored), existed=existed)
+
+    async def _cancel(self, row: RunRow) -> None:
+        if await self._execution.cancel(row.run_id):
+            return
+        # Interrupted, and nobody resumed it.
+        bill = await self._recovery.settle(row)
+        await self._books.runs.ended(
+            row.run_id,
+            at=time.time(),
+            outcome="cancelled",
+            error="the run was cancelled",
+            answer=None,
+            confirmed=bill.confirmed,
+            unconfirmed=bill.unconfirmed,
+        )
+
+    async def _delete(self, row: RunRow) -> None:
+        context = await self._books.contexts.context(row.tenant_id, row.context_id)
+        await self._books.runs.delete(row.tenant_id, row.run_id)
+        if context is not None and context.is_inline:
+            await self._retention.drop_unused(context)
+
+    async def _audit(self, caller: Caller, action: str, target: str) -> None:
+        await self._books.audit.write(
+            AuditRow(
+                at=time.time(),
+                tenant_id=caller.tenant.tenant_id,
+                actor=f"key:{caller.key_id}",
+                action=action,
+                target=target,
+            )
+        )
+
+    # --- In the background ----------------------------------------------------------------------------
+
+    def _take_up_later(self, run_id: RunId, tenant_id: TenantId) -> None:
+        self._begin(self._take_up(run_id, tenant_id))
+
+    async def _take_up(self, run_id: RunId, tenant_id: TenantId) -> None:
+        """Resume a run that this server had to leave; the store has just answered again."""
+        try:
+            row = await self._books.runs.run(tenant_id, run_id)
+            tenant = await self._books.tenants.tenant(tenant_id)
+            if row is not None and tenant is not None and row.state is RunState.INTERRUPTED:
+                await self._recovery.take_up(row, tenant)
+        except StoreError as error:
+            _log.warning("run %s stays interrupted: %s", run_id, error)
+
+    async def _sweep_now_and_then(self) -> None:
+        while True:
+            try:
+                await self._retention.sweep()
+            except StoreError as error:
+                _log.warning("what is too old could not be deleted: %s", error)
+            except Exception:
+                _log.exception("what is too old could not be deleted")
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@asynccontextmanager
+async def open_office(parts: OfficeParts) -> AsyncIterator[ServiceOffice]:
+    """The service for the length of the block, with what the server before left taken up.
+
+    Its end leaves what runs to the next server; `drain` first gives it time.
+
+    Raises:
+        StoreError: The database does not answer, or the state directory takes no files.
+    """
+    office = ServiceOffice(parts)
+    try:
+        await office.open()
+        yield office
+    finally:
+        await run_shielded(office.aclose())
+
+
+def _named(cards: Mapping[str, ModelCard], decided: Decided) -> set[str]:
+    """The models that a run names, by their own names, and not those that it may have besides."""
+    if decided.allow_models:
+        return {card.name for card in cards.values()}
+    return {cards[ROOT_ALIAS].name, cards[SUB_ALIAS].name}
+
+
+def _check_limit(limit: int) -> None:
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidRequestError(f"a page has 1 to {MAX_PAGE} entries")
+
+
+def _request_hash(question: Question, continues: RunId | None) -> str:
+    """What makes two requests the same, besides their key."""
+    text = None if question.text is None else hashlib.sha256(question.text).hexdigest()
+    asked = [question.question, question.context_id, text, dict(question.options), continues]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
