@@ -59,7 +59,7 @@ test-live: setup ## a handful of runs against the real API: needs ANTHROPIC_API_
 	@$(BIN)/python -m pytest tests/live -m live --quiet -s $(PYTEST_ARGS)
 
 # Results go to bench/results, the page to docs/performance.md. The machine should be idle.
-bench: image ## measure everything, ours and peers, and write docs/performance.md (15 minutes; NAMES="cells peers" for some)
+bench: image ## measure everything, ours and peers, and write docs/performance.md (20 minutes; NAMES="cells peers" for some)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(BIN)/python -m bench $(NAMES)
 

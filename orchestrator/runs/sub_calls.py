@@ -517,6 +517,6 @@ def _decode(data: bytes, errors: str) -> str:
         length_bytes += len(chunk) if errors == "strict" else utf8_bytes(parts[-1])
         if length_bytes > MAX_PROMPT_BYTES:
             raise InvalidRequestError(
-                f"the prompt has more than {MAX_PROMPT_BYTES:,} bytes once it is UTF-8, and no more are allowed"
+                f"the prompt has more than {MAX_PROMPT_BYTES:,} bytes as UTF-8, and no more are allowed"
             )
     return "".join(parts)
