@@ -1,0 +1,188 @@
+"""The HTTP side of the service: every route of the tables, behind a key, under its limits.
+
+What no key is asked for: whether the server is alive and ready, its OpenAPI document and, where the settings
+say so, its metrics. There are no cookies, and no page of another origin is let in (CORS is off).
+"""
+
+import asyncio
+import logging
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import get_origin
+
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route as StarletteRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator import errors
+from orchestrator.limits import HTTP_ANSWER_S, MAX_MESSAGES_BODY_BYTES
+from orchestrator.server.http import messages, resources
+from orchestrator.server.http.forms import query_values
+from orchestrator.server.http.openapi import document
+from orchestrator.server.http.refusals import RequestRefusedError, body_of, refused, told
+from orchestrator.server.http.requests import HeldRoom, Room, first_fault, key_of, linger, read_json
+from orchestrator.server.http.routes import Call, Route
+from orchestrator.service.port import Caller, Office
+
+_log = logging.getLogger(__name__)
+
+ROUTES: tuple[Route, ...] = (*resources.ROUTES, *messages.ROUTES)
+"""All that takes a key."""
+
+Metrics = Callable[[], tuple[bytes, str]]
+"""The exposition and its media type."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What can be the id of anything, or a hash. A database must not see more than that of a path."""
+_HEADERS = (
+    # What a model or a guest wrote is served from here; no browser is to make anything of it.
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _House:
+    """What all routes of one app share."""
+
+    office: Office
+    is_ready: Callable[[], bool]
+    room: Room
+
+
+def make_app(
+    office: Office,
+    is_ready: Callable[[], bool],
+    metrics: Metrics | None = None,
+    *,
+    routes: Sequence[Route] = ROUTES,
+) -> Starlette:
+    """The application.
+
+    Args:
+        office: What is asked.
+        is_ready: Whether new runs are taken. While it says no, a connection that breaks cancels no run: it
+            may be we who broke it.
+        metrics: What `/metrics` gives; None for no such path.
+        routes: All that takes a key.
+    """
+    house = _House(office=office, is_ready=is_ready, room=Room())
+    openapi = document(routes, version("rlm-orchestrator"))
+
+    async def healthz(_request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(_request: Request) -> Response:
+        return JSONResponse({"status": "ready"}) if is_ready() else JSONResponse({"status": "not ready"}, 503)
+
+    async def openapi_json(_request: Request) -> Response:
+        return JSONResponse(openapi)
+
+    async def exposition(_request: Request) -> Response:
+        if metrics is None:
+            raise HTTPException(404)
+        content, media_type = metrics()
+        return Response(content, headers={"content-type": media_type})
+
+    return Starlette(
+        routes=[
+            *(_route(route, house) for route in routes),
+            StarletteRoute("/healthz", healthz),
+            StarletteRoute("/readyz", readyz),
+            StarletteRoute("/openapi.json", openapi_json),
+            StarletteRoute("/metrics", exposition),
+        ],
+        middleware=[Middleware(_SecurityHeaders)],
+        exception_handlers={HTTPException: _no_such_route},
+    )
+
+
+def _route(route: Route, house: _House) -> StarletteRoute:
+    async def endpoint(request: Request) -> Response:
+        with house.room.hold() as held:
+            try:
+                # Who asks comes before what is asked: a stranger's body is not even parsed.
+                async with asyncio.timeout(HTTP_ANSWER_S):
+                    caller = await house.office.authenticate(key_of(request.headers))
+                call = await _let_in(route, house, caller, request, held)
+                async with asyncio.timeout(route.answer_s):
+                    return await route.answer(call)
+            except ClientDisconnect:
+                # Nobody reads this.
+                return Response(status_code=499)
+            except Exception as error:
+                return await _refusal(route, request, error)
+
+    made = StarletteRoute(route.path, endpoint, methods=[route.method], name=route.name)
+    # Starlette answers HEAD wherever it answers GET, by doing the work of GET: here that would be a stream.
+    made.methods = {route.method}
+    return made
+
+
+async def _let_in(route: Route, house: _House, caller: Caller, request: Request, held: HeldRoom) -> Call:
+    if not all(_NAME.fullmatch(part) for part in request.path_params.values()):
+        raise errors.NotFoundError("no id looks like that")
+    fields = route.query.model_fields.items()
+    lists = frozenset(name for name, about in fields if get_origin(about.annotation) is list)
+    try:
+        query = route.query.model_validate(query_values(request.query_params.multi_items(), lists))
+    except ValidationError as error:
+        raise errors.InvalidRequestError(first_fault(error)) from None
+    body = None
+    if route.body is not None:
+        body = await read_json(request, route.body, max_bytes=route.max_body_bytes, room=held)
+    return Call(
+        office=house.office,
+        caller=caller,
+        request=request,
+        body=body,
+        query=query,
+        room=held,
+        is_draining=lambda: not house.is_ready(),
+    )
+
+
+async def _refusal(route: Route, request: Request, error: Exception) -> Response:
+    if not isinstance(error, errors.CallerError | RequestRefusedError):
+        # Its kind and place, not its words: another library's may hold what somebody sent.
+        place = "".join(traceback.format_tb(error.__traceback__))
+        _log.error("%s failed: %s\n%s", route.name, type(error).__name__, place)
+    if route.body is not None or route.takes_bytes:
+        await linger(request, max_bytes=MAX_MESSAGES_BODY_BYTES)
+    return refused(error, unavailable=route.unavailable)
+
+
+async def _no_such_route(_request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = error.headers if isinstance(error, HTTPException) else None
+    if status == 405:
+        refusal = RequestRefusedError(405, "invalid_request_error", "this path is not for that method")
+    else:
+        refusal = RequestRefusedError(404, "not_found_error", "there is no such path")
+    return JSONResponse(body_of(*told(refusal)), status, headers=headers)
+
+
+class _SecurityHeaders:
+    """Headers that every response has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)

@@ -1,0 +1,105 @@
+"""The port: uvicorn around an application, for the length of a block."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from orchestrator.errors import InvalidRequestError
+from orchestrator.limits import HTTP_STREAMS_END_S, MAX_HTTP_HEADER_BYTES
+from orchestrator.shielding import run_shielded
+
+_BACKLOG = 2_048
+_KEEP_ALIVE_S = 75
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Certificates:
+    """Files for TLS."""
+
+    certificate: str
+    """With its chain, PEM."""
+    key: str
+    client_authority: str | None = None
+    """Only clients with a certificate of this authority are let in; None lets in all."""
+
+
+class _Server(uvicorn.Server):
+    """Without uvicorn's own signal handlers: the process has one place that says when it ends."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def listening(
+    app: ASGIApp, *, host: str, port: int, certificates: Certificates | None = None
+) -> AsyncIterator[tuple[str, int]]:
+    """Serve for the length of the block; gives the address that it has.
+
+    At the end no connection is taken any more, requests under way are given `HTTP_STREAMS_END_S`, and what is
+    left then is cancelled.
+
+    Args:
+        app: What answers.
+        host: An address of this machine.
+        port: 0 for any that is free.
+        certificates: None for plain HTTP.
+
+    Raises:
+        InvalidRequestError: The address cannot be had, or the certificates cannot be read.
+    """
+    try:
+        bound = socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
+    except OSError as error:
+        raise InvalidRequestError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    config = uvicorn.Config(
+        app,
+        # Of uvicorn's two parsers the one that limits headers.
+        http="h11",
+        h11_max_incomplete_event_size=MAX_HTTP_HEADER_BYTES,
+        ws="none",
+        lifespan="off",
+        loop="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=HTTP_STREAMS_END_S,
+        backlog=_BACKLOG,
+        ssl_certfile=certificates.certificate if certificates else None,
+        ssl_keyfile=certificates.key if certificates else None,
+        ssl_ca_certs=certificates.client_authority if certificates else None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if certificates and certificates.client_authority else ssl.CERT_NONE,
+    )
+    with bound:
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidRequestError("the TLS certificate or its key cannot be read") from error
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[bound]))
+        try:
+            while not server.started:
+                if serving.done():
+                    serving.result()
+                await asyncio.sleep(0.005)
+            yield bound.getsockname()[:2]
+        finally:
+            server.should_exit = True
+            await run_shielded(_ended(serving))
+
+
+async def _ended(serving: asyncio.Task[None]) -> None:
+    await serving
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
