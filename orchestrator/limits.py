@@ -177,3 +177,31 @@ REAP_EVERY_S = 60.0
 """How often a living orchestrator looks for what was left behind."""
 REAP_AT_START_S = 10.0
 """How long a start waits for the first look; it goes on behind the first run."""
+
+# --- The HTTP port -------------------------------------------------------------------------------------
+
+MAX_HTTP_HEADER_BYTES = 32 * 1024
+"""Request line and headers."""
+MAX_INLINE_TEXT_BYTES = 4 * 1024 * 1024
+"""A context inside the request of a run; a larger one is uploaded."""
+MAX_HTTP_BODY_BYTES = 8 * 1024 * 1024
+"""A JSON body: the text above and its escapes."""
+MAX_MESSAGES_BODY_BYTES = 64 * 1024 * 1024
+"""A prompt to `/v1/messages`: twice what Anthropic's own endpoint takes. It is held in memory a few times
+over until its run is stored; whoever has more uploads it."""
+MAX_HTTP_BODIES_BYTES = 256 * 1024 * 1024
+"""Bodies under way, all clients together. While they are more, the next is asked to come again."""
+HTTP_BODY_PART_S = 30.0
+"""From one part of a body to the next."""
+HTTP_BODY_S = 600.0
+"""For a whole body: the largest at 1 Mbit/s."""
+HTTP_ANSWER_S = 60.0
+"""For an answer that is no stream, once the request is there."""
+HTTP_PART_TAKEN_S = 60.0
+"""For a client to take one part of a stream; then it counts as gone."""
+HTTP_HEARTBEAT_S = 15.0
+"""Something is sent so often while a stream has nothing to say, for what sits in between and cuts silence."""
+HTTP_LINGER_S = 5.0
+"""How long a body is read on after its request was refused, so that its client gets to read why."""
+HTTP_STREAMS_END_S = 3
+"""What streams have to end when the server does; their clients take them up elsewhere."""
