@@ -50,9 +50,9 @@ _OPTIONS = (
     ("grpc.max_metadata_size", 8_192),
     ("grpc.absolute_max_metadata_size", 16_384),
     ("grpc.server_handshake_timeout_ms", 10_000),
-    # No compression: a bomb needs it, and a key beside a text of a stranger's should not be compressed with it.
+    # No compression: a bomb needs it, and a key must not be compressed together with a stranger's text.
     ("grpc.compression_enabled_algorithms_bitset", 1),
-    # A client whose machine is gone: found within a minute and a half, also by a stream that has nothing to say.
+    # A client whose machine is gone is found within a minute and a half, also by a stream without news.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -106,7 +106,11 @@ class RunService(run_pb2_grpc.RunServiceServicer):
 
     # --- Runs -----------------------------------------------------------------------------------------
 
-    async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
+    async def CreateRun(  # noqa: N802 - the rpc's name
+        self, request: pb.CreateRunRequest, context: Context
+    ) -> pb.CreateRunResponse:
+        """See run.proto."""
+
         async def answer(caller: Caller) -> pb.CreateRunResponse:
             if len(request.text) > MAX_INLINE_TEXT_BYTES:
                 raise InvalidRequestError(
@@ -124,7 +128,11 @@ class RunService(run_pb2_grpc.RunServiceServicer):
 
         return await self._answered(context, answer)
 
-    async def ContinueRun(self, request: pb.ContinueRunRequest, context: Context) -> pb.ContinueRunResponse:
+    async def ContinueRun(  # noqa: N802 - the rpc's name
+        self, request: pb.ContinueRunRequest, context: Context
+    ) -> pb.ContinueRunResponse:
+        """See run.proto."""
+
         async def answer(caller: Caller) -> pb.ContinueRunResponse:
             question = Question(
                 idempotency_key=request.idempotency_key,
@@ -138,13 +146,21 @@ class RunService(run_pb2_grpc.RunServiceServicer):
 
         return await self._answered(context, answer)
 
-    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+    async def GetRun(  # noqa: N802 - the rpc's name
+        self, request: pb.GetRunRequest, context: Context
+    ) -> pb.GetRunResponse:
+        """See run.proto."""
+
         async def answer(caller: Caller) -> pb.GetRunResponse:
             return pb.GetRunResponse(run=messages.run(await self._office.get_run(caller, request.run_id)))
 
         return await self._answered(context, answer)
 
-    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+    async def ListRuns(  # noqa: N802 - the rpc's name
+        self, request: pb.ListRunsRequest, context: Context
+    ) -> pb.ListRunsResponse:
+        """See run.proto."""
+
         async def answer(caller: Caller) -> pb.ListRunsResponse:
             limit, before = messages.page_of(request.page_size, request.page_token)
             rows = await self._office.list_runs(
@@ -160,18 +176,20 @@ class RunService(run_pb2_grpc.RunServiceServicer):
 
         return await self._answered(context, answer)
 
-    async def WatchRun(
+    async def WatchRun(  # noqa: N802 - the rpc's name
         self, request: pb.WatchRunRequest, context: Context
     ) -> AsyncIterator[pb.WatchRunResponse]:
+        """See run.proto."""
         async with _telling(context):
             caller = await self._caller(context)
             watched = self._office.watch_run(caller, request.run_id, request.from_position)
             async for position, event_json in watched:
                 yield pb.WatchRunResponse(position=position, event_json=event_json)
 
-    async def ReadText(
+    async def ReadText(  # noqa: N802 - the rpc's name
         self, request: pb.ReadTextRequest, context: Context
     ) -> AsyncIterator[pb.ReadTextResponse]:
+        """See run.proto."""
         async with _telling(context):
             caller = await self._caller(context)
             if not (request.answer or request.sha256):
@@ -179,21 +197,33 @@ class RunService(run_pb2_grpc.RunServiceServicer):
             async for data in self._office.read_text(caller, request.run_id, request.sha256):
                 yield pb.ReadTextResponse(data=data)
 
-    async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
+    async def CancelRun(  # noqa: N802 - the rpc's name
+        self, request: pb.CancelRunRequest, context: Context
+    ) -> pb.CancelRunResponse:
+        """See run.proto."""
+
         async def answer(caller: Caller) -> pb.CancelRunResponse:
             row = await self._office.cancel_run(caller, request.run_id)
             return pb.CancelRunResponse(run=messages.run(row))
 
         return await self._answered(context, answer)
 
-    async def DeleteRun(self, request: pb.DeleteRunRequest, context: Context) -> pb.DeleteRunResponse:
+    async def DeleteRun(  # noqa: N802 - the rpc's name
+        self, request: pb.DeleteRunRequest, context: Context
+    ) -> pb.DeleteRunResponse:
+        """See run.proto."""
+
         async def answer(caller: Caller) -> pb.DeleteRunResponse:
             await self._office.delete_run(caller, request.run_id)
             return pb.DeleteRunResponse()
 
         return await self._answered(context, answer)
 
-    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Context) -> pb.ResumeRunResponse:
+    async def ResumeRun(  # noqa: N802 - the rpc's name
+        self, request: pb.ResumeRunRequest, context: Context
+    ) -> pb.ResumeRunResponse:
+        """See run.proto."""
+
         async def answer(caller: Caller) -> pb.ResumeRunResponse:
             row = await self._office.resume_run(caller, request.run_id)
             return pb.ResumeRunResponse(run=messages.run(row))
@@ -202,7 +232,11 @@ class RunService(run_pb2_grpc.RunServiceServicer):
 
     # --- Contexts -------------------------------------------------------------------------------------
 
-    async def StartUpload(self, request: pb.StartUploadRequest, context: Context) -> pb.StartUploadResponse:
+    async def StartUpload(  # noqa: N802 - the rpc's name
+        self, request: pb.StartUploadRequest, context: Context
+    ) -> pb.StartUploadResponse:
+        """See run.proto."""
+
         async def answer(caller: Caller) -> pb.StartUploadResponse:
             upload = await self._office.start_upload(
                 caller, sha256=request.sha256, length_bytes=request.length_bytes, name=request.name
@@ -211,7 +245,10 @@ class RunService(run_pb2_grpc.RunServiceServicer):
 
         return await self._answered(context, answer)
 
-    async def Upload(self, requests: AsyncIterator[pb.UploadRequest], context: Context) -> pb.UploadResponse:
+    async def Upload(  # noqa: N802 - the rpc's name
+        self, requests: AsyncIterator[pb.UploadRequest], context: Context
+    ) -> pb.UploadResponse:
+        """See run.proto."""
         async with _telling(context):
             caller = await self._caller(context)
             upload_id, upload = "", None
@@ -231,9 +268,11 @@ class RunService(run_pb2_grpc.RunServiceServicer):
             return messages.uploaded(upload)
         raise AssertionError("a call that failed was aborted")
 
-    async def ListContexts(
+    async def ListContexts(  # noqa: N802 - the rpc's name
         self, request: pb.ListContextsRequest, context: Context
     ) -> pb.ListContextsResponse:
+        """See run.proto."""
+
         async def answer(caller: Caller) -> pb.ListContextsResponse:
             limit, before = messages.page_of(request.page_size, request.page_token)
             rows = await self._office.list_contexts(caller, limit=limit, before=before)
@@ -243,9 +282,11 @@ class RunService(run_pb2_grpc.RunServiceServicer):
 
         return await self._answered(context, answer)
 
-    async def DeleteContext(
+    async def DeleteContext(  # noqa: N802 - the rpc's name
         self, request: pb.DeleteContextRequest, context: Context
     ) -> pb.DeleteContextResponse:
+        """See run.proto."""
+
         async def answer(caller: Caller) -> pb.DeleteContextResponse:
             await self._office.delete_context(caller, request.context_id)
             return pb.DeleteContextResponse()
@@ -254,7 +295,11 @@ class RunService(run_pb2_grpc.RunServiceServicer):
 
     # --- Usage ----------------------------------------------------------------------------------------
 
-    async def GetUsage(self, request: pb.GetUsageRequest, context: Context) -> pb.GetUsageResponse:
+    async def GetUsage(  # noqa: N802 - the rpc's name
+        self, request: pb.GetUsageRequest, context: Context
+    ) -> pb.GetUsageResponse:
+        """See run.proto."""
+
         async def answer(caller: Caller) -> pb.GetUsageResponse:
             return messages.usage(await self._office.get_usage(caller), caller.tenant.rules)
 

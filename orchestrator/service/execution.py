@@ -255,7 +255,7 @@ class Execution:
             return True
         self._queue.remove(run_id, job.row.tenant_id)
         try:
-            await self._store_end(job, _CANCELLED)
+            await self._store_end(job, CANCELLED)
         except StoreError:
             # Not cancelled, then. It goes behind its tenant's others.
             self._enqueue(job.row, job.tenant)
@@ -358,16 +358,16 @@ class Execution:
     async def _to_end(self, job: _Job) -> End | None:
         """The run's end, or None when it has none here."""
         if job.leave is not None:
-            return _CANCELLED if job.leave is _Leave.CANCELLED else None
+            return CANCELLED if job.leave is _Leave.CANCELLED else None
         try:
             return await self._run(job, [hook.observer(job.row) for hook in self._hooks])
         except asyncio.CancelledError:
             if job.leave is None:
                 raise
-            return _CANCELLED if job.leave is _Leave.CANCELLED else None
+            return CANCELLED if job.leave is _Leave.CANCELLED else None
         except StoreError as error:
             if job.leave is _Leave.CANCELLED:
-                return _CANCELLED
+                return CANCELLED
             _log.warning("run %s is left as it stands: %s", job.row.run_id, error)
             return None
         except (CallerError, MachineError) as error:
@@ -520,7 +520,7 @@ class Execution:
         return task
 
 
-_CANCELLED = End(Outcome.CANCELLED.value, "the run was cancelled")
+CANCELLED = End(Outcome.CANCELLED.value, "the run was cancelled")
 
 
 def wanted_by(decided: Decided) -> Wanted:

@@ -10,9 +10,10 @@ import functools
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -20,6 +21,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from orchestrator.access import ModelAccess
 from orchestrator.contexts.shelf import ContextShelf
 from orchestrator.errors import (
+    BudgetExceededError,
     ConflictError,
     InvalidRequestError,
     NotFoundError,
@@ -35,7 +37,7 @@ from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS
 from orchestrator.service import windows
 from orchestrator.service.books import Books
 from orchestrator.service.context_desk import ContextDesk
-from orchestrator.service.execution import Execution, OpenAccount, wanted_by
+from orchestrator.service.execution import CANCELLED, Execution, OpenAccount, wanted_by
 from orchestrator.service.hooks import ServiceHook
 from orchestrator.service.port import Caller, Created, Question, Upload, Usage
 from orchestrator.service.recovery import Recovery
@@ -57,6 +59,9 @@ _log = logging.getLogger(__name__)
 
 MAX_PAGE = 200
 TEXT_PART_BYTES = 256 * 1024
+_ID = re.compile(r"[a-z0-9]{1,40}")
+"""Of a run or context. Anything else is none, and does not get as far as the database."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _NO_RUN = "there is no such run"
 _NO_CONTEXT = "there is no such context"
 _NO_TEXT = "there is no such text"
@@ -137,6 +142,8 @@ class ServiceOffice:
         self._retention = Retention(books, self._desk, self._execution)
         self._execution.on_left = self._take_up_later
         self._tasks: set[asyncio.Task[None]] = set()
+        self._taking_up = asyncio.Lock()
+        """One at a time settles what a run left open: it is its events' one writer meanwhile."""
 
     # --- The server's own -----------------------------------------------------------------------------
 
@@ -204,7 +211,7 @@ class ServiceOffice:
                 raise InvalidRequestError("give either context_id or text")
             decided = self._decide(caller, question)
             context = (
-                await self._context(caller, question.context_id)
+                self._usable(await self._context_row(caller, question.context_id))
                 if question.context_id
                 else await self._desk.keep_text(
                     caller.tenant.tenant_id,
@@ -227,13 +234,14 @@ class ServiceOffice:
                 raise InvalidRequestError("a run that continues another has that one's context")
             if before.state is not RunState.ENDED:
                 raise ConflictError("the run has not ended")
-            if not before.context_id:
-                raise ConflictError("the run's context is gone")
             if keep_namespace:
                 raise InvalidRequestError("keep_namespace is not there yet: the new run starts afresh")
             question = replace(question, options=question.options or before.options)
             decided = self._decide(caller, question)
-            context = await self._context(caller, before.context_id)
+            context = await self._books.contexts.context(before.tenant_id, before.context_id)
+            if context is None:
+                raise ConflictError("the run's context is gone")
+            self._usable(context)
             row = replace(
                 self._row(caller, question, decided, context.context_id, continues=before.run_id),
                 continues=before.run_id,
@@ -279,7 +287,11 @@ class ServiceOffice:
         with _answering():
             self._enter("ReadText", caller)
             row = await self._run(caller, run_id)
-            text = await self._books.trees.tree_blob(row.run_id, sha256) if sha256 else row.answer
+            if not sha256:
+                text = row.answer
+            else:
+                is_hash = _SHA256.fullmatch(sha256)
+                text = await self._books.trees.tree_blob(row.run_id, sha256) if is_hash else None
             if text is None:
                 raise NotFoundError(_NO_TEXT)
             for start in range(0, len(text), TEXT_PART_BYTES):
@@ -306,8 +318,7 @@ class ServiceOffice:
         if row.state is not RunState.INTERRUPTED:
             raise ConflictError("the run is not interrupted")
         await self._audit(caller, "ResumeRun", row.run_id)
-        if not self._execution.has(row.run_id):
-            await run_shielded(self._recovery.take_up(row, caller.tenant))
+        await run_shielded(self._take_up(row.run_id, row.tenant_id))
         return await self._run(caller, run_id)
 
     @_stored
@@ -340,9 +351,7 @@ class ServiceOffice:
     async def write_upload(self, caller: Caller, context_id: str, offset: int, data: bytes) -> Upload:
         """See `Office.write_upload`."""
         self._enter("Upload", caller, is_new=True)
-        row = await self._books.contexts.context(caller.tenant.tenant_id, context_id)
-        if row is None or row.is_inline:
-            raise NotFoundError(_NO_CONTEXT)
+        row = await self._context_row(caller, context_id)
         upload = await self._desk.write(row, offset, data)
         if upload.context.is_complete:
             await self._audit(caller, "Upload", row.context_id)
@@ -361,9 +370,7 @@ class ServiceOffice:
     async def delete_context(self, caller: Caller, context_id: str) -> None:
         """See `Office.delete_context`."""
         self._enter("DeleteContext", caller)
-        row = await self._books.contexts.context(caller.tenant.tenant_id, context_id)
-        if row is None or row.is_inline:
-            raise NotFoundError(_NO_CONTEXT)
+        row = await self._context_row(caller, context_id)
         self._check_home(row)
         await self._audit(caller, "DeleteContext", row.context_id)
         await run_shielded(self._desk.remove(row))
@@ -401,10 +408,19 @@ class ServiceOffice:
             raise
 
     async def _run(self, caller: Caller, run_id: str) -> RunRow:
-        row = await self._books.runs.run(caller.tenant.tenant_id, RunId(run_id))
+        is_id = _ID.fullmatch(run_id)
+        row = await self._books.runs.run(caller.tenant.tenant_id, RunId(run_id)) if is_id else None
         if row is None:
             raise NotFoundError(_NO_RUN)
         return self._now(row)
+
+    async def _context_row(self, caller: Caller, context_id: str) -> ContextRow:
+        """One that the caller's tenant uploaded: those that came with a question have no id to ask by."""
+        is_id = _ID.fullmatch(context_id)
+        row = await self._books.contexts.context(caller.tenant.tenant_id, context_id) if is_id else None
+        if row is None or row.is_inline:
+            raise NotFoundError(_NO_CONTEXT)
+        return row
 
     def _now(self, row: RunRow) -> RunRow:
         """With what it was billed up to now."""
@@ -413,10 +429,7 @@ class ServiceOffice:
             return row
         return replace(row, confirmed=bill.confirmed, unconfirmed=bill.unconfirmed)
 
-    async def _context(self, caller: Caller, context_id: str) -> ContextRow:
-        row = await self._books.contexts.context(caller.tenant.tenant_id, context_id)
-        if row is None:
-            raise NotFoundError(_NO_CONTEXT)
+    def _usable(self, row: ContextRow) -> ContextRow:
         if not row.is_complete:
             raise ConflictError("the context has not been uploaded whole")
         self._check_home(row)
@@ -460,18 +473,32 @@ class ServiceOffice:
     async def _create(self, caller: Caller, row: RunRow, context: ContextRow, action: str) -> Created:
         now, rules = time.time(), caller.tenant.rules
         quotas = windows.windows(rules, now)
-        for window, quota in quotas.items():
-            if quota.max_tokens is not None or quota.max_cost_microusd is not None:
-                windows.check_not_used_up(await self._books.usage.used(row.tenant_id, window), quota)
-        with self._desk.needed(context.context_id) if context.is_inline else nullcontext():
-            return await run_shielded(self._store_and_submit(caller, row, list(quotas.items()), action))
+        used_up: BudgetExceededError | None = None
+        try:
+            for window, quota in quotas.items():
+                if quota.max_tokens is not None or quota.max_cost_microusd is not None:
+                    windows.check_not_used_up(await self._books.usage.used(row.tenant_id, window), quota)
+        except BudgetExceededError as error:
+            used_up = error
+        with self._desk.needed(context.context_id):
+            return await run_shielded(
+                self._store_and_submit(caller, row, list(quotas.items()), action, used_up)
+            )
 
     async def _store_and_submit(
-        self, caller: Caller, row: RunRow, quotas: Sequence[tuple[str, Quota]], action: str
+        self,
+        caller: Caller,
+        row: RunRow,
+        quotas: Sequence[tuple[str, Quota]],
+        action: str,
+        used_up: BudgetExceededError | None,
     ) -> Created:
-        stored = await self._books.runs.create(
-            row, max_queued=caller.tenant.rules.max_queued_runs, quotas=quotas
-        )
+        # Where nothing may be created any more, a repeat still finds what the first request created.
+        max_queued = caller.tenant.rules.max_queued_runs if used_up is None else 0
+        try:
+            stored = await self._books.runs.create(row, max_queued=max_queued, quotas=quotas)
+        except BudgetExceededError as error:
+            raise used_up or error from None
         existed = stored.run_id != row.run_id
         if not existed:
             # Before anything that can fail: what is stored is to run.
@@ -482,19 +509,10 @@ class ServiceOffice:
         return Created(run=self._now(stored), existed=existed)
 
     async def _cancel(self, row: RunRow) -> None:
-        if await self._execution.cancel(row.run_id):
-            return
-        # Interrupted, and nobody resumed it.
-        bill = await self._recovery.settle(row)
-        await self._books.runs.ended(
-            row.run_id,
-            at=time.time(),
-            outcome="cancelled",
-            error="the run was cancelled",
-            answer=None,
-            confirmed=bill.confirmed,
-            unconfirmed=bill.unconfirmed,
-        )
+        async with self._taking_up:
+            if not await self._execution.cancel(row.run_id):
+                # Interrupted, and nobody resumed it.
+                await self._recovery.end(row, CANCELLED)
 
     async def _delete(self, row: RunRow) -> None:
         context = await self._books.contexts.context(row.tenant_id, row.context_id)
@@ -516,17 +534,23 @@ class ServiceOffice:
     # --- In the background ----------------------------------------------------------------------------
 
     def _take_up_later(self, run_id: RunId, tenant_id: TenantId) -> None:
-        self._begin(self._take_up(run_id, tenant_id))
+        self._begin(self._take_up_left(run_id, tenant_id))
 
-    async def _take_up(self, run_id: RunId, tenant_id: TenantId) -> None:
+    async def _take_up_left(self, run_id: RunId, tenant_id: TenantId) -> None:
         """Resume a run that this server had to leave; the store has just answered again."""
         try:
-            row = await self._books.runs.run(tenant_id, run_id)
-            tenant = await self._books.tenants.tenant(tenant_id)
-            if row is not None and tenant is not None and row.state is RunState.INTERRUPTED:
-                await self._recovery.take_up(row, tenant)
+            await self._take_up(run_id, tenant_id)
         except StoreError as error:
             _log.warning("run %s stays interrupted: %s", run_id, error)
+
+    async def _take_up(self, run_id: RunId, tenant_id: TenantId) -> None:
+        async with self._taking_up:
+            row = await self._books.runs.run(tenant_id, run_id)
+            tenant = await self._books.tenants.tenant(tenant_id)
+            if row is None or tenant is None or row.state is not RunState.INTERRUPTED:
+                return
+            if not self._execution.has(run_id):
+                await self._recovery.take_up(row, tenant)
 
     async def _sweep_now_and_then(self) -> None:
         while True:

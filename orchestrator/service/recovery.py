@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from orchestrator.budget import ZERO
 from orchestrator.errors import CallerError
 from orchestrator.ids import RunId
+from orchestrator.runs.resuming import end_unresumed
 from orchestrator.service.books import Books
 from orchestrator.service.context_desk import ContextDesk
 from orchestrator.service.execution import MAX_RESUMES, Bill, End, Execution
@@ -27,6 +28,7 @@ from orchestrator.trajectory import Blob, Event, RunEnded, settle_after_crash
 from orchestrator.turn import Outcome
 
 _log = logging.getLogger(__name__)
+_FAILED = Outcome.INTERNAL_ERROR.value
 
 
 @dataclass(slots=True)
@@ -79,7 +81,25 @@ class Recovery:
                 return
             except CallerError as error:
                 # What the tenant may do, or the server has, was narrowed meanwhile.
-                end = End(Outcome.INTERNAL_ERROR.value, f"the run cannot go on: {error}")
+                await self.end(row, End(_FAILED, f"the run cannot go on: {error}"))
+                return
+        if past.end is None:
+            await self.end(row, end)
+        else:
+            await self._ended(row, past, end)
+
+    async def end(self, row: RunRow, end: End) -> None:
+        """End an interrupted run that is not to go on.
+
+        Raises:
+            StoreError: The database does not answer.
+        """
+        past = await self._settled(row)
+        store = self._books.trees.tree(row.tenant_id, row.run_id)
+        await end_unresumed(row.run_id, end.error, tenant_id=row.tenant_id, store=store)
+        await self._ended(row, past, end)
+
+    async def _ended(self, row: RunRow, past: _Past, end: End) -> None:
         await self._books.runs.ended(
             row.run_id,
             at=time.time(),
@@ -89,14 +109,6 @@ class Recovery:
             confirmed=past.bill.confirmed,
             unconfirmed=past.bill.unconfirmed,
         )
-
-    async def settle(self, row: RunRow) -> Bill:
-        """Settle the open calls of a run that will not go on; what it was billed.
-
-        Raises:
-            StoreError: The database does not answer.
-        """
-        return (await self._settled(row)).bill
 
     async def _settled(self, row: RunRow) -> _Past:
         past = _Past()
@@ -126,7 +138,7 @@ class Recovery:
             return End(past.end.outcome, past.end.error, await self._answer(row, past.end))
         if row.resumed >= MAX_RESUMES:
             why = f"the run was resumed {row.resumed} times and gets no further"
-            return End(Outcome.INTERNAL_ERROR.value, why)
+            return End(_FAILED, why)
         return None
 
     async def _answer(self, row: RunRow, end: RunEnded) -> bytes | None:

@@ -14,6 +14,7 @@ Rules:
 """
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -48,6 +49,7 @@ MAX_NAME_BYTES = 255
 MAX_ALLOWED_MODELS = 20
 MAX_MODEL_NAME_CHARS = 200
 
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MOST = 1_000_000_000_000
 """Of anything counted, as on the command line."""
 _COUNTS: Mapping[str, tuple[int, int]] = {
@@ -178,7 +180,9 @@ def check_question(question: str) -> None:
     """
     if not question.strip():
         raise InvalidRequestError("the question is empty")
-    if len(question.encode()) > MAX_QUESTION_BYTES:
+    if _LONE_SURROGATE.search(question):
+        raise InvalidRequestError("the question is no Unicode text")
+    if len(question.encode("utf-8", "surrogatepass")) > MAX_QUESTION_BYTES:
         raise InvalidRequestError(f"the question is longer than {MAX_QUESTION_BYTES:,} bytes")
 
 
@@ -242,8 +246,8 @@ def _seconds(value: object, name: str, default: float) -> float:
 
 def _text(options: Mapping[str, object], name: str) -> str:
     value = options.get(name, "")
-    if not isinstance(value, str) or len(value) > MAX_MODEL_NAME_CHARS:
-        raise InvalidRequestError(f"{name} must be a text of at most {MAX_MODEL_NAME_CHARS} characters")
+    if not isinstance(value, str) or len(value) > MAX_MODEL_NAME_CHARS or not value.isprintable():
+        raise InvalidRequestError(f"{name} must be a name of at most {MAX_MODEL_NAME_CHARS} characters")
     return value
 
 
@@ -259,7 +263,10 @@ def _models(value: object) -> tuple[str, ...]:
         raise InvalidRequestError("allow_models must be a list")
     if len(value) > MAX_ALLOWED_MODELS:
         raise InvalidRequestError(f"allow_models has more than {MAX_ALLOWED_MODELS} models")
-    if not all(isinstance(name, str) and 0 < len(name) <= MAX_MODEL_NAME_CHARS for name in value):
+    if not all(
+        isinstance(name, str) and 0 < len(name) <= MAX_MODEL_NAME_CHARS and name.isprintable()
+        for name in value
+    ):
         raise InvalidRequestError(
             f"allow_models must hold names of 1 to {MAX_MODEL_NAME_CHARS} characters each"
         )
