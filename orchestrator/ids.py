@@ -47,6 +47,16 @@ def new_context_id() -> str:
     return "c" + _random(20)
 
 
+def new_tenant_id() -> TenantId:
+    """A tenant id of 60 random bits. It is no secret, and there are few."""
+    return TenantId("t" + _random(12))
+
+
+def new_key_id() -> str:
+    """What an API key is called, of 60 random bits. It tells nothing of the key."""
+    return "k" + _random(12)
+
+
 def new_sandbox_id() -> SandboxId:
     """A sandbox id of 60 random bits: short, because it is part of a socket's path (at most 107 bytes)."""
     return SandboxId("s" + _random(12))

@@ -12,7 +12,9 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, ClassVar, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from orchestrator.budget import Amounts
 from orchestrator.ids import RunId
@@ -236,7 +238,7 @@ class ReplayDiverged:
     """Of the cell."""
     why: str
     namespace: str
-    """What that means for the run's variables: `kept` (it only printed something else), `uncertain`, `lost`."""
+    """What of the run's variables: `kept` (it only printed something else), `uncertain`, `lost`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -309,6 +311,99 @@ class Event:
             "kind": self.kind,
             **body,
         }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, object]) -> "Event":
+        """The event of which `to_json` made this.
+
+        Fields that this version does not know are left out, and those that an older one did not have get
+        their defaults.
+
+        Raises:
+            ValueError: It is of another version or of no known kind, or a field is missing or no such value.
+        """
+        if said.get("v") != VERSION:
+            raise ValueError(f"an event of version {said.get('v')!r}")
+        kind = _KINDS.get(str(said.get("kind")))
+        if kind is None:
+            raise ValueError(f"an event of the unknown kind {said.get('kind')!r}")
+        hints = _hints_of(kind)
+        known = {name: _typed(hint, said[name], name) for name, hint in hints.items() if name in said}
+        missing = sorted(_required(kind) - known.keys())
+        if missing:
+            raise ValueError(f"a {kind.KIND} without {', '.join(missing)}")
+        return cls(
+            RunId(_one(str, said.get("run_id"), "run_id")),
+            _one(int, said.get("seq"), "seq"),
+            float(_number(said.get("at"), "at")),
+            kind(**known),
+        )
+
+
+_KINDS: Mapping[str, type[Payload]] = {kind.KIND: kind for kind in get_args(Payload)}
+
+
+@cache
+def _hints_of(kind: type[Payload]) -> Mapping[str, object]:
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
+
+
+@cache
+def _required(kind: type[Payload]) -> frozenset[str]:
+    return frozenset(
+        item.name
+        for item in dataclasses.fields(kind)
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    )
+
+
+_T = TypeVar("_T")
+_Counters = TypeVar("_Counters", Amounts, Usage)
+
+
+def _one(kind: type[_T], value: object, name: str) -> _T:
+    """The value, if it is one of exactly this type: `True` is no number."""
+    if type(value) is not kind:
+        raise ValueError(f"{name} is no {kind.__name__}")
+    return value
+
+
+def _number(value: object, name: str) -> int | float:
+    return value if type(value) is int else _one(float, value, name)
+
+
+def _counters(kind: type[_Counters], value: object, name: str) -> _Counters:
+    said = _one(dict, value, name)
+    return kind(**{unit: _one(int, said.get(unit, 0), name) for unit in kind._fields})
+
+
+def _typed(hint: object, value: object, name: str) -> Any:
+    """The value of a field, as its type hint says."""
+    if get_origin(hint) in {Union, UnionType}:
+        if value is None and NoneType in get_args(hint):
+            return None
+        is_blob = Blob in get_args(hint) and isinstance(value, dict)
+        return _typed(Blob if is_blob else str, value, name)
+    if get_origin(hint) is tuple:
+        return tuple(_one(str, item, name) for item in _one(list, value, name))
+    if get_origin(hint) is Mapping:
+        of = get_args(hint)[1]
+        return {_one(str, key, name): _typed(of, item, name) for key, item in _one(dict, value, name).items()}
+    if hint is Blob:
+        said = _one(dict, value, name)
+        head, sha256 = (_one(str, said.get(part), name) for part in ("head", "sha256"))
+        return Blob(head, _one(int, said.get("length_bytes"), name), sha256)
+    if hint is Amounts:
+        return _counters(Amounts, value, name)
+    if hint is Usage:
+        return _counters(Usage, value, name)
+    if hint is float:
+        return _number(value, name)
+    for plain in (str, int, bool):
+        if hint is plain:
+            return _one(plain, value, name)
+    raise TypeError(f"{name} is of a type that nobody reads: {hint}")
 
 
 def _plain(value: object) -> object:

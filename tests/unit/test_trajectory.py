@@ -5,6 +5,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,6 +105,60 @@ def test_every_event_is_valid_json_whatever_text_is_in_it(payload: Payload) -> N
     assert set(read) - {"v", "run_id", "seq", "at", "kind"} == {
         item.name for item in dataclasses.fields(payload)
     }
+
+
+@given(payloads(any_text), st.integers(0, 2**40), st.integers(0, 2**31))
+def test_every_event_is_read_back_as_it_was(payload: Payload, seq: int, at_ms: int) -> None:
+    event = Event(ROOT, seq, at_ms / 1_000, payload)
+    assert Event.from_json(event.to_json()) == event
+
+
+@given(payloads(st.text(max_size=60)))
+def test_every_event_of_whole_characters_survives_being_written_and_read(payload: Payload) -> None:
+    event = Event(ROOT, 0, 0.5, payload)
+    assert Event.from_json(json.loads(json.dumps(event.to_json()))) == event
+
+
+A_TURN = Event(ROOT, 3, 1.5, TurnStarted(turn=2, request_bytes=9))
+
+
+def test_fields_of_a_later_version_are_left_out() -> None:
+    assert Event.from_json({**A_TURN.to_json(), "colour": "red"}) == A_TURN
+
+
+def test_fields_that_an_older_version_did_not_have_get_their_defaults() -> None:
+    event = Event(ROOT, 0, 0.0, started())
+    said = event.to_json()
+    del said["dialect"]
+    assert Event.from_json(said) == event
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"v": 2},
+        {"v": None},
+        {"kind": "turn_stopped"},
+        {"kind": None},
+        {"run_id": 1},
+        {"seq": True},
+        {"seq": 1.0},
+        {"at": "now"},
+        {"turn": "2"},
+        {"turn": None},
+        {"request_bytes": []},
+    ],
+)
+def test_what_is_no_event_is_not_read_as_one(changed: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Event.from_json({**A_TURN.to_json(), **changed})
+
+
+def test_an_event_without_a_needed_field_is_not_read() -> None:
+    said = A_TURN.to_json()
+    del said["request_bytes"]
+    with pytest.raises(ValueError, match="a turn_started without request_bytes"):
+        Event.from_json(said)
 
 
 def test_every_kind_of_payload_has_a_name_of_its_own() -> None:

@@ -1,0 +1,151 @@
+"""Contexts that were uploaded, as the database knows them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, or_, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.errors import BudgetExceededError, ConflictError
+from orchestrator.ids import TenantId
+from orchestrator.store.books import ContextRow, RunState
+from orchestrator.store.database import Database
+from orchestrator.store.sql_tenants import lock_tenant
+from orchestrator.store.tables import contexts, runs
+
+_FIELDS = (
+    "context_id",
+    "tenant_id",
+    "name",
+    "sha256",
+    "length_bytes",
+    "home",
+    "created_at",
+    "is_complete",
+    "is_inline",
+)
+
+
+class SqlContextBook:
+    """`ContextBook` over a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def begin(self, row: ContextRow, *, max_bytes: int) -> ContextRow:
+        """See `ContextBook.begin`. What came with a question and is uploaded besides is an upload then."""
+        same = select(contexts).where(
+            *(
+                contexts.c[name] == getattr(row, name)
+                for name in ("tenant_id", "sha256", "length_bytes", "name", "home")
+            )
+        )
+
+        async def work(connection: AsyncConnection) -> ContextRow:
+            await lock_tenant(connection, row.tenant_id)
+            if (there := (await connection.execute(same)).one_or_none()) is not None:
+                if there.is_inline and not row.is_inline:
+                    await connection.execute(
+                        update(contexts)
+                        .where(contexts.c.context_id == there.context_id)
+                        .values(is_inline=False)
+                    )
+                    there = (await connection.execute(same)).one()
+                return _row(there)
+            kept = await connection.execute(
+                select(func.coalesce(func.sum(contexts.c.length_bytes), 0)).where(
+                    contexts.c.tenant_id == row.tenant_id
+                )
+            )
+            left = max(0, max_bytes - int(kept.scalar_one()))
+            if row.length_bytes > left:
+                raise BudgetExceededError("tenant", {"bytes": row.length_bytes}, {"bytes": left})
+            await connection.execute(
+                self._database.insert(contexts).values({name: getattr(row, name) for name in _FIELDS})
+            )
+            return row
+
+        return await self._database.write(work)
+
+    async def complete(self, tenant_id: TenantId, context_id: str) -> None:
+        """See `ContextBook.complete`."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(
+                update(contexts).where(_its(tenant_id, context_id)).values(is_complete=True)
+            )
+
+        await self._database.write(work)
+
+    async def context(self, tenant_id: TenantId, context_id: str) -> ContextRow | None:
+        """See `ContextBook.context`."""
+        found = await self._rows(select(contexts).where(_its(tenant_id, context_id)))
+        return found[0] if found else None
+
+    async def contexts(
+        self, tenant_id: TenantId, *, limit: int, before: tuple[float, str] | None = None
+    ) -> Sequence[ContextRow]:
+        """See `ContextBook.contexts`."""
+        found = (
+            select(contexts)
+            .where(contexts.c.tenant_id == tenant_id, contexts.c.is_complete, ~contexts.c.is_inline)
+            .order_by(contexts.c.created_at.desc(), contexts.c.context_id.desc())
+            .limit(limit)
+        )
+        if before is not None:
+            found = found.where(tuple_(contexts.c.created_at, contexts.c.context_id) < tuple_(*before))
+        return await self._rows(found)
+
+    async def delete(self, tenant_id: TenantId, context_id: str) -> bool:
+        """See `ContextBook.delete`."""
+        about_it = and_(runs.c.tenant_id == tenant_id, runs.c.context_id == context_id)
+
+        async def work(connection: AsyncConnection) -> bool:
+            await lock_tenant(connection, tenant_id)
+            needed = await connection.execute(
+                select(runs.c.run_id).where(about_it, runs.c.state != RunState.ENDED).limit(1)
+            )
+            if needed.one_or_none() is not None:
+                raise ConflictError("a run that has not ended needs this context")
+            gone = await connection.execute(delete(contexts).where(_its(tenant_id, context_id)))
+            if not gone.rowcount:
+                return False
+            await connection.execute(update(runs).where(about_it).values(context_id=""))
+            return True
+
+        return await self._database.write(work)
+
+    async def unused(
+        self, tenant_id: TenantId, *, inline_before: float, others_before: float | None, limit: int
+    ) -> Sequence[ContextRow]:
+        """See `ContextBook.unused`."""
+        is_used = exists().where(
+            runs.c.context_id == contexts.c.context_id, runs.c.tenant_id == contexts.c.tenant_id
+        )
+        old = and_(contexts.c.is_inline, contexts.c.created_at < inline_before)
+        if others_before is not None:
+            old = or_(old, and_(~contexts.c.is_inline, contexts.c.created_at < others_before))
+        return await self._rows(
+            select(contexts)
+            .where(contexts.c.tenant_id == tenant_id, old, ~is_used)
+            .order_by(contexts.c.created_at)
+            .limit(limit)
+        )
+
+    async def all_of(self, home: str) -> Sequence[ContextRow]:
+        """See `ContextBook.all_of`."""
+        return await self._rows(select(contexts).where(contexts.c.home == home))
+
+    async def _rows(self, found: Select[Any]) -> Sequence[ContextRow]:
+        async def work(connection: AsyncConnection) -> Sequence[ContextRow]:
+            return [_row(row) for row in await connection.execute(found)]
+
+        return await self._database.read(work)
+
+
+def _its(tenant_id: TenantId, context_id: str) -> ColumnElement[bool]:
+    return and_(contexts.c.tenant_id == tenant_id, contexts.c.context_id == context_id)
+
+
+def _row(row: Row[Any]) -> ContextRow:
+    return ContextRow(**{name: getattr(row, name) for name in _FIELDS})

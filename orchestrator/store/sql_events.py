@@ -1,0 +1,243 @@
+"""The events of run trees in the database."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Select, Table, exists, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.errors import InvariantError
+from orchestrator.ids import RunId, TenantId
+from orchestrator.shielding import run_shielded
+from orchestrator.store import tables
+from orchestrator.store.books import OnStored
+from orchestrator.store.database import Database
+from orchestrator.store.port import NO_BLOBS, LedgerEntry
+from orchestrator.store.tables import amounts_as
+from orchestrator.trajectory import Event
+
+PAGE = 500
+"""Events read at once: a page is at most some megabytes, and no reader keeps a transaction open."""
+
+
+class SqlTreeBook:
+    """`TreeBook` over a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def tree(self, tenant_id: TenantId, root: RunId, *, on_stored: OnStored | None = None) -> "SqlRunStore":
+        """See `TreeBook.tree`."""
+        return SqlRunStore(self._database, tenant_id, root, on_stored=on_stored)
+
+    async def tree_events(
+        self, root: RunId, from_position: int, *, limit: int
+    ) -> Sequence[tuple[int, bytes]]:
+        """See `TreeBook.tree_events`."""
+        found = (
+            select(tables.events.c.position, tables.events.c.event)
+            .where(tables.events.c.root_run_id == root, tables.events.c.position >= from_position)
+            .order_by(tables.events.c.position)
+            .limit(limit)
+        )
+
+        async def work(connection: AsyncConnection) -> Sequence[tuple[int, bytes]]:
+            return [(row.position, row.event.encode("ascii")) for row in await connection.execute(found)]
+
+        return await self._database.read(work)
+
+    async def tree_blob(self, root: RunId, sha256: str) -> bytes | None:
+        """See `TreeBook.tree_blob`."""
+        its = tables.blobs.c
+        return await _blob(
+            self._database, select(its.data).where(its.root_run_id == root, its.sha256 == sha256)
+        )
+
+
+class SqlRunStore:
+    """`RunStore` of one run tree, whose root run is in the `RunBook`.
+
+    Args:
+        database: Where.
+        tenant_id: Whose tree it is. Anybody else's is as if it were not there.
+        root: Its root run.
+        on_stored: See `TreeBook.tree`.
+    """
+
+    def __init__(
+        self, database: Database, tenant_id: TenantId, root: RunId, *, on_stored: OnStored | None = None
+    ) -> None:
+        self._database = database
+        self._tenant_id = tenant_id
+        self._root = root
+        self._on_stored = on_stored
+
+    async def append(
+        self,
+        run_id: RunId,
+        expected_seq: int,
+        events: Sequence[Event],
+        *,
+        blobs: Mapping[str, bytes] = NO_BLOBS,
+        ledger_entries: Sequence[LedgerEntry] = (),
+    ) -> None:
+        """See `RunStore.append`. A tree that was deleted, or is another tenant's, takes nothing any more."""
+        if any(event.seq != seq for seq, event in enumerate(events, start=expected_seq)):
+            raise InvariantError("the events to append are not dense")
+        if any(event.run_id != run_id for event in events):
+            raise InvariantError("the events to append are another run's")
+        if any(entry.tenant_id != self._tenant_id for entry in ledger_entries):
+            raise InvariantError("a ledger entry is another tenant's")
+        batch = _Batch(self._root, self._tenant_id, run_id, expected_seq, events, blobs, ledger_entries)
+
+        async def work(connection: AsyncConnection) -> int:
+            return await batch.store(self._database, connection)
+
+        async def store_and_tell() -> None:
+            first = await self._database.write(work, lane=self._root)
+            if self._on_stored is not None:
+                self._on_stored(first, events)
+
+        # What is stored is told, also when whoever stores it is cancelled meanwhile.
+        await run_shielded(store_and_tell())
+
+    async def events(self, run_id: RunId, from_seq: int = 0) -> AsyncIterator[Event]:
+        """See `RunStore.events`."""
+        while page := await self._page(run_id, from_seq):
+            for event in page:
+                yield event
+            if len(page) < PAGE:
+                return
+            from_seq = page[-1].seq + 1
+
+    async def blob(self, sha256: str) -> bytes | None:
+        """See `RunStore.blob`."""
+        found = select(tables.blobs.c.data).where(*self._ours(tables.blobs), tables.blobs.c.sha256 == sha256)
+        return await _blob(self._database, found)
+
+    async def runs(self) -> Sequence[RunId]:
+        """The runs of the tree that have events, in the order in which they began."""
+        found = (
+            select(tables.events.c.run_id)
+            .where(*self._ours(tables.events), tables.events.c.seq == 0)
+            .order_by(tables.events.c.position)
+        )
+
+        async def work(connection: AsyncConnection) -> Sequence[RunId]:
+            return [RunId(run_id) for run_id in (await connection.execute(found)).scalars()]
+
+        return await self._database.read(work)
+
+    async def _page(self, run_id: RunId, from_seq: int) -> Sequence[Event]:
+        found = (
+            select(tables.events.c.event)
+            .where(*self._ours(tables.events))
+            .where(tables.events.c.run_id == run_id, tables.events.c.seq >= from_seq)
+            .order_by(tables.events.c.seq)
+            .limit(PAGE)
+        )
+
+        async def work(connection: AsyncConnection) -> Sequence[str]:
+            return (await connection.execute(found)).scalars().all()
+
+        # Reading them takes some milliseconds in one piece, outside of the transaction.
+        return [Event.from_json(json.loads(event)) for event in await self._database.read(work)]
+
+    def _ours(self, table: Table) -> tuple[ColumnElement[bool], ...]:
+        """Rows of this tree, if it is this tenant's."""
+        is_ours = exists().where(
+            tables.runs.c.run_id == self._root, tables.runs.c.tenant_id == self._tenant_id
+        )
+        return table.c.root_run_id == self._root, is_ours
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What one append stores."""
+
+    root: RunId
+    tenant_id: TenantId
+    run_id: RunId
+    expected_seq: int
+    events: Sequence[Event]
+    blobs: Mapping[str, bytes]
+    ledger_entries: Sequence[LedgerEntry]
+
+    async def store(self, database: Database, connection: AsyncConnection) -> int:
+        """Store it; the position of its first event."""
+        first = await self._take_positions(connection)
+        await self._check_length(connection)
+        if self.events:
+            await connection.execute(
+                database.insert(tables.events),
+                [
+                    {
+                        "root_run_id": self.root,
+                        "position": position,
+                        "run_id": event.run_id,
+                        "seq": event.seq,
+                        "event": json.dumps(event.to_json(), separators=(",", ":")),
+                    }
+                    for position, event in enumerate(self.events, start=first)
+                ],
+            )
+        if self.blobs:
+            await connection.execute(
+                database.insert(tables.blobs).on_conflict_do_nothing(),
+                [
+                    {"root_run_id": self.root, "sha256": sha256, "data": data}
+                    for sha256, data in self.blobs.items()
+                ],
+            )
+        if self.ledger_entries:
+            at = self.events[-1].at if self.events else time.time()
+            await connection.execute(
+                database.insert(tables.ledger), [self._line(entry, at) for entry in self.ledger_entries]
+            )
+        return first
+
+    async def _take_positions(self, connection: AsyncConnection) -> int:
+        """The first of as many as there are events. Until the transaction ends, nobody else gets any."""
+        of_tree = tables.runs.c
+        moved = await connection.execute(
+            update(tables.runs)
+            .where(of_tree.run_id == self.root, of_tree.tenant_id == self.tenant_id)
+            .values(last_position=of_tree.last_position + len(self.events))
+            .returning(of_tree.last_position)
+        )
+        last: int | None = moved.scalar_one_or_none()
+        if last is None:
+            raise InvariantError("the run tree is not there: it was deleted, or never created")
+        return last + 1 - len(self.events)
+
+    async def _check_length(self, connection: AsyncConnection) -> None:
+        its = tables.events.c
+        found = await connection.execute(
+            select(func.max(its.seq)).where(its.root_run_id == self.root, its.run_id == self.run_id)
+        )
+        last: int | None = found.scalar_one()
+        length = 0 if last is None else last + 1
+        if length != self.expected_seq:
+            raise InvariantError(f"run has {length} events, the writer expected {self.expected_seq}")
+
+    def _line(self, entry: LedgerEntry, at: float) -> dict[str, object]:
+        return {
+            "at": at,
+            "tenant_id": entry.tenant_id,
+            "root_run_id": self.root,
+            "run_id": entry.run_id,
+            "call": entry.call,
+            "attempt": entry.attempt,
+            **amounts_as(entry.confirmed, "confirmed_"),
+            **amounts_as(entry.unconfirmed, "unconfirmed_"),
+        }
+
+
+async def _blob(database: Database, found: Select[tuple[bytes]]) -> bytes | None:
+    async def work(connection: AsyncConnection) -> bytes | None:
+        data = (await connection.execute(found)).scalar_one_or_none()
+        return None if data is None else bytes(data)
+
+    return await database.read(work)

@@ -1,0 +1,334 @@
+"""Root runs in the database."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import LargeBinary, Row, Select, delete, exists, func, select, tuple_, type_coerce, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.budget import Amounts
+from orchestrator.errors import BudgetExceededError, CallIdReusedError, InvariantError, NotFoundError
+from orchestrator.ids import RunId, TenantId
+from orchestrator.store.books import LISTED_TEXT_BYTES, Quota, RunFilter, RunRow, RunState
+from orchestrator.store.database import Database
+from orchestrator.store.sql_tenants import lock_tenant
+from orchestrator.store.sql_usage import lock_windows
+from orchestrator.store.tables import amounts_as, amounts_of, contexts, run_texts, runs, usage
+
+_PLAIN = (
+    "run_id",
+    "tenant_id",
+    "idempotency_key",
+    "request_hash",
+    "context_id",
+    "options",
+    "created_at",
+    "started_at",
+    "ended_at",
+    "outcome",
+    "error",
+    "resumed",
+    "continues",
+    "keeps_namespace",
+    "home",
+    "last_position",
+)
+"""Fields of `RunRow` that are columns as they are."""
+
+
+class SqlRunBook:
+    """`RunBook` over a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, row: RunRow, *, max_queued: int, quotas: Sequence[tuple[str, Quota]]) -> RunRow:
+        """See `RunBook.create`."""
+
+        async def work(connection: AsyncConnection) -> RunRow:
+            await lock_tenant(connection, row.tenant_id)
+            there = await connection.execute(
+                _whole().where(
+                    runs.c.tenant_id == row.tenant_id, runs.c.idempotency_key == row.idempotency_key
+                )
+            )
+            if (found := there.one_or_none()) is not None:
+                if found.request_hash != row.request_hash:
+                    raise CallIdReusedError("this idempotency key was used for another request")
+                return _row(found)
+            await _check_context(connection, row)
+            await _check_queue(connection, row.tenant_id, max_queued)
+            await self._count(connection, row.tenant_id, quotas)
+            await self._insert(connection, row)
+            return row
+
+        return await self._database.write(work)
+
+    async def run(self, tenant_id: TenantId, run_id: RunId) -> RunRow | None:
+        """See `RunBook.run`."""
+        found = _whole().where(runs.c.run_id == run_id, runs.c.tenant_id == tenant_id)
+
+        async def work(connection: AsyncConnection) -> RunRow | None:
+            row = (await connection.execute(found)).one_or_none()
+            return None if row is None else _row(row)
+
+        return await self._database.read(work)
+
+    async def runs(
+        self, tenant_id: TenantId, which: RunFilter, *, limit: int, before: tuple[float, RunId] | None = None
+    ) -> Sequence[RunRow]:
+        """See `RunBook.runs`."""
+        found = (
+            _with_heads()
+            .where(runs.c.tenant_id == tenant_id)
+            .order_by(runs.c.created_at.desc(), runs.c.run_id.desc())
+            .limit(limit)
+        )
+        if which.states:
+            found = found.where(runs.c.state.in_(sorted(which.states)))
+        if which.outcomes:
+            found = found.where(runs.c.outcome.in_(sorted(which.outcomes)))
+        if which.created_from is not None:
+            found = found.where(runs.c.created_at >= which.created_from)
+        if which.created_before is not None:
+            found = found.where(runs.c.created_at < which.created_before)
+        if before is not None:
+            found = found.where(tuple_(runs.c.created_at, runs.c.run_id) < tuple_(*before))
+        return await self._rows(found)
+
+    async def unended(self, home: str) -> Sequence[RunRow]:
+        """See `RunBook.unended`."""
+        return await self._rows(
+            _whole()
+            .where(runs.c.home == home, runs.c.state != RunState.ENDED)
+            .order_by(runs.c.created_at, runs.c.run_id)
+        )
+
+    async def count_live(self, tenant_id: TenantId) -> Mapping[RunState, int]:
+        """See `RunBook.count_live`."""
+        counts = (
+            select(runs.c.state, func.count().label("runs"))
+            .where(runs.c.tenant_id == tenant_id, runs.c.state != RunState.ENDED)
+            .group_by(runs.c.state)
+        )
+
+        async def work(connection: AsyncConnection) -> Mapping[RunState, int]:
+            return {RunState(row.state): row.runs for row in await connection.execute(counts)}
+
+        return await self._database.read(work)
+
+    async def started(self, run_id: RunId, *, at: float, resumed: bool, max_concurrent: int) -> bool:
+        """See `RunBook.started`."""
+
+        async def work(connection: AsyncConnection) -> bool:
+            its_tenant = await connection.execute(select(runs.c.tenant_id).where(runs.c.run_id == run_id))
+            tenant_id = its_tenant.scalar_one_or_none()
+            if tenant_id is None:
+                return False
+            await lock_tenant(connection, tenant_id)
+            others = await connection.execute(
+                select(func.count()).where(
+                    runs.c.tenant_id == tenant_id,
+                    runs.c.state == RunState.RUNNING,
+                    runs.c.run_id != run_id,
+                )
+            )
+            if others.scalar_one() >= max_concurrent:
+                return False
+            changed = await connection.execute(
+                update(runs)
+                .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED)
+                .values(
+                    state=RunState.RUNNING,
+                    started_at=func.coalesce(runs.c.started_at, at),
+                    resumed=runs.c.resumed + int(resumed),
+                )
+            )
+            return bool(changed.rowcount)
+
+        return await self._database.write(work)
+
+    async def interrupted(self, run_id: RunId) -> None:
+        """See `RunBook.interrupted`. Nothing happens to a run that has ended."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(
+                update(runs)
+                .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED)
+                .values(state=RunState.INTERRUPTED)
+            )
+
+        await self._database.write(work)
+
+    async def ended(
+        self,
+        run_id: RunId,
+        *,
+        at: float,
+        outcome: str,
+        error: str,
+        answer: bytes | None,
+        confirmed: Amounts,
+        unconfirmed: Amounts,
+    ) -> None:
+        """See `RunBook.ended`. Told again, it stays as it was.
+
+        Raises:
+            InvariantError: There is no such run.
+        """
+
+        async def work(connection: AsyncConnection) -> None:
+            changed = await connection.execute(
+                update(runs)
+                .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED)
+                .values(
+                    state=RunState.ENDED,
+                    ended_at=at,
+                    outcome=outcome,
+                    error=error,
+                    **amounts_as(confirmed, "confirmed_"),
+                    **amounts_as(unconfirmed, "unconfirmed_"),
+                )
+            )
+            if changed.rowcount:
+                await connection.execute(
+                    update(run_texts).where(run_texts.c.run_id == run_id).values(answer=answer)
+                )
+                return
+            there = await connection.execute(select(runs.c.run_id).where(runs.c.run_id == run_id))
+            if there.one_or_none() is None:
+                raise InvariantError("a run ended that is not there: it was removed with its tenant")
+
+        await self._database.write(work)
+
+    async def delete(self, tenant_id: TenantId, run_id: RunId) -> bool:
+        """See `RunBook.delete`."""
+        its_own = (runs.c.run_id == run_id) & (runs.c.tenant_id == tenant_id)
+
+        async def work(connection: AsyncConnection) -> bool:
+            await lock_tenant(connection, tenant_id)
+            # Events and texts go with it: `ON DELETE CASCADE`.
+            gone = await connection.execute(
+                delete(runs).where(its_own, runs.c.state == RunState.ENDED).returning(runs.c.context_id)
+            )
+            context_id = gone.scalar_one_or_none()
+            if context_id is None:
+                return False
+            still_needed = exists().where(runs.c.context_id == contexts.c.context_id)
+            await connection.execute(
+                delete(contexts).where(
+                    contexts.c.context_id == context_id, contexts.c.is_inline, ~still_needed
+                )
+            )
+            return True
+
+        was_there = await self._database.write(work)
+        if was_there:
+            await self._database.scrub()
+        return was_there
+
+    async def expired(self, tenant_id: TenantId, *, before: float, limit: int) -> Sequence[RunId]:
+        """See `RunBook.expired`."""
+        found = (
+            select(runs.c.run_id)
+            .where(runs.c.tenant_id == tenant_id, runs.c.state == RunState.ENDED, runs.c.ended_at < before)
+            .order_by(runs.c.ended_at)
+            .limit(limit)
+        )
+
+        async def work(connection: AsyncConnection) -> Sequence[RunId]:
+            return [RunId(run_id) for run_id in (await connection.execute(found)).scalars()]
+
+        return await self._database.read(work)
+
+    async def _rows(self, found: Select[Any]) -> Sequence[RunRow]:
+        async def work(connection: AsyncConnection) -> Sequence[RunRow]:
+            return [_row(row) for row in await connection.execute(found)]
+
+        return await self._database.read(work)
+
+    async def _count(
+        self, connection: AsyncConnection, tenant_id: TenantId, quotas: Sequence[tuple[str, Quota]]
+    ) -> None:
+        """One more run in each of these windows.
+
+        Raises:
+            BudgetExceededError: One of them has as many as it may.
+        """
+        windows = [window for window, _ in quotas]
+        used = await lock_windows(self._database, connection, tenant_id, windows)
+        for window, quota in quotas:
+            if quota.max_runs is not None and used[window].runs >= quota.max_runs:
+                raise BudgetExceededError("tenant", {"runs": 1}, {"runs": 0})
+        await connection.execute(
+            update(usage)
+            .where(usage.c.tenant_id == tenant_id, usage.c.time_window.in_(windows))
+            .values(runs=usage.c.runs + 1)
+        )
+
+    async def _insert(self, connection: AsyncConnection, row: RunRow) -> None:
+        await connection.execute(
+            self._database.insert(runs).values(
+                {name: getattr(row, name) for name in _PLAIN}
+                | {"state": row.state}
+                | amounts_as(row.confirmed, "confirmed_")
+                | amounts_as(row.unconfirmed, "unconfirmed_")
+            )
+        )
+        await connection.execute(
+            self._database.insert(run_texts).values(
+                run_id=row.run_id, question=row.question, answer=row.answer
+            )
+        )
+
+
+async def _check_context(connection: AsyncConnection, row: RunRow) -> None:
+    """Raise unless what the run is asked about is there and its tenant's."""
+    if not row.context_id:
+        return
+    found = await connection.execute(
+        select(contexts.c.context_id).where(
+            contexts.c.context_id == row.context_id, contexts.c.tenant_id == row.tenant_id
+        )
+    )
+    if found.one_or_none() is None:
+        raise NotFoundError("there is no such context")
+
+
+async def _check_queue(connection: AsyncConnection, tenant_id: TenantId, max_queued: int) -> None:
+    waiting = await connection.execute(
+        select(func.count()).where(runs.c.tenant_id == tenant_id, runs.c.state == RunState.QUEUED)
+    )
+    if waiting.scalar_one() >= max_queued:
+        raise BudgetExceededError("tenant", {"waiting runs": 1}, {"waiting runs": 0})
+
+
+_ANSWER_LENGTH = func.coalesce(func.length(run_texts.c.answer), 0).label("answer_length_bytes")
+
+
+def _whole() -> Select[Any]:
+    return select(runs, run_texts.c.question, run_texts.c.answer, _ANSWER_LENGTH).join(run_texts)
+
+
+def _with_heads() -> Select[Any]:
+    heads = [
+        type_coerce(func.substr(type_coerce(column, LargeBinary), 1, LISTED_TEXT_BYTES), LargeBinary).label(
+            column.name
+        )
+        for column in (run_texts.c.question, run_texts.c.answer)
+    ]
+    return select(runs, *heads, _ANSWER_LENGTH).join(run_texts)
+
+
+def _row(row: Row[Any]) -> RunRow:
+    question, answer = row.question, row.answer
+    return RunRow(
+        **{name: getattr(row, name) for name in _PLAIN},
+        state=RunState(row.state),
+        # A head may end in the middle of a character.
+        question=question if isinstance(question, str) else question.decode("utf-8", "ignore"),
+        answer=None if answer is None else bytes(answer),
+        answer_length_bytes=row.answer_length_bytes,
+        confirmed=amounts_of(row, "confirmed_"),
+        unconfirmed=amounts_of(row, "unconfirmed_"),
+    )

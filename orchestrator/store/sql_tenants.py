@@ -1,0 +1,252 @@
+"""Tenants and their keys in the database."""
+
+import hashlib
+import secrets
+import string
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Row, delete, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.errors import InvalidRequestError, NotFoundError
+from orchestrator.ids import TenantId, new_key_id, new_tenant_id
+from orchestrator.store.books import KeyRow, Quota, Role, TenantRow, TenantRules
+from orchestrator.store.database import Database
+from orchestrator.store.tables import api_keys, contexts, draws, runs, tenants, usage
+
+KEY_PREFIX = "rlm_"
+_KEY_CHARS = string.digits + string.ascii_letters
+_KEY_LENGTH = 40
+_HINT_CHARS = 4
+MAX_NAME_CHARS = 100
+
+
+class SqlTenantBook:
+    """`TenantBook` over a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add_tenant(self, name: str, rules: TenantRules) -> TenantRow:
+        """See `TenantBook.add_tenant`. A name is printable, at most `MAX_NAME_CHARS` long."""
+        if not name.strip() or not name.isprintable() or len(name) > MAX_NAME_CHARS:
+            raise InvalidRequestError(f"a tenant's name is 1 to {MAX_NAME_CHARS} printable characters")
+        row = TenantRow(tenant_id=new_tenant_id(), name=name, rules=rules, created_at=time.time())
+        insert = (
+            self._database.insert(tenants)
+            .values(
+                tenant_id=row.tenant_id, name=name, rules=_rules_as_json(rules), created_at=row.created_at
+            )
+            .on_conflict_do_nothing()
+        )
+
+        async def work(connection: AsyncConnection) -> int:
+            return (await connection.execute(insert)).rowcount
+
+        if not await self._database.write(work):
+            raise InvalidRequestError(f"there is a tenant called {name!r} already")
+        return row
+
+    async def tenants(self) -> Sequence[TenantRow]:
+        """See `TenantBook.tenants`."""
+        found = select(tenants).where(tenants.c.removed_at.is_(None)).order_by(tenants.c.name)
+
+        async def work(connection: AsyncConnection) -> list[TenantRow]:
+            return [_tenant(row) for row in await connection.execute(found)]
+
+        return await self._database.read(work)
+
+    async def tenant(self, name_or_id: str) -> TenantRow | None:
+        """See `TenantBook.tenant`. An id goes before a name that looks like one."""
+        found = (
+            select(tenants)
+            .where(tenants.c.removed_at.is_(None))
+            .where(or_(tenants.c.tenant_id == name_or_id, tenants.c.name == name_or_id))
+            .order_by(tenants.c.tenant_id != name_or_id)
+            .limit(1)
+        )
+
+        async def work(connection: AsyncConnection) -> TenantRow | None:
+            row = (await connection.execute(found)).one_or_none()
+            return None if row is None else _tenant(row)
+
+        return await self._database.read(work)
+
+    async def set_rules(self, tenant_id: TenantId, rules: TenantRules) -> None:
+        """See `TenantBook.set_rules`.
+
+        Raises:
+            NotFoundError: There is no such tenant.
+        """
+
+        async def work(connection: AsyncConnection) -> None:
+            await lock_tenant(connection, tenant_id)
+            await connection.execute(
+                update(tenants).where(tenants.c.tenant_id == tenant_id).values(rules=_rules_as_json(rules))
+            )
+
+        await self._database.write(work)
+
+    async def remove_tenant(self, tenant_id: TenantId) -> None:
+        """See `TenantBook.remove_tenant`. Its row stays, so that the ledger means somebody; its name is free.
+
+        Raises:
+            NotFoundError: There is no such tenant.
+        """
+
+        async def work(connection: AsyncConnection) -> None:
+            await lock_tenant(connection, tenant_id)
+            for table in (api_keys, runs, contexts, draws, usage):
+                await connection.execute(delete(table).where(table.c.tenant_id == tenant_id))
+            await connection.execute(
+                update(tenants).where(tenants.c.tenant_id == tenant_id).values(removed_at=time.time())
+            )
+
+        await self._database.write(work)
+        await self._database.scrub()
+
+    async def add_key(self, tenant_id: TenantId, role: Role) -> tuple[KeyRow, str]:
+        """See `TenantBook.add_key`.
+
+        Raises:
+            NotFoundError: There is no such tenant.
+        """
+        key = KEY_PREFIX + "".join(secrets.choice(_KEY_CHARS) for _ in range(_KEY_LENGTH))
+        row = KeyRow(
+            key_id=new_key_id(),
+            tenant_id=tenant_id,
+            role=role,
+            hint=key[-_HINT_CHARS:],
+            created_at=time.time(),
+            revoked_at=None,
+        )
+
+        async def work(connection: AsyncConnection) -> None:
+            await lock_tenant(connection, tenant_id)
+            await connection.execute(
+                self._database.insert(api_keys).values(
+                    key_id=row.key_id,
+                    tenant_id=tenant_id,
+                    key_sha256=_hash_of(key),
+                    role=role.value,
+                    hint=row.hint,
+                    created_at=row.created_at,
+                )
+            )
+
+        await self._database.write(work)
+        return row, key
+
+    async def keys(self, tenant_id: TenantId) -> Sequence[KeyRow]:
+        """See `TenantBook.keys`."""
+        found = (
+            select(api_keys)
+            .where(api_keys.c.tenant_id == tenant_id)
+            .order_by(api_keys.c.created_at, api_keys.c.key_id)
+        )
+
+        async def work(connection: AsyncConnection) -> list[KeyRow]:
+            return [_key(row) for row in await connection.execute(found)]
+
+        return await self._database.read(work)
+
+    async def revoke_key(self, tenant_id: TenantId, key_id: str) -> bool:
+        """See `TenantBook.revoke_key`. One that was revoked before keeps its time."""
+        its_key = (api_keys.c.tenant_id == tenant_id) & (api_keys.c.key_id == key_id)
+        revoke = (
+            update(api_keys).where(its_key, api_keys.c.revoked_at.is_(None)).values(revoked_at=time.time())
+        )
+
+        async def work(connection: AsyncConnection) -> bool:
+            await connection.execute(revoke)
+            found = await connection.execute(select(api_keys.c.key_id).where(its_key))
+            return found.one_or_none() is not None
+
+        return await self._database.write(work)
+
+    async def who_has(self, key: str) -> tuple[TenantRow, KeyRow] | None:
+        """See `TenantBook.who_has`."""
+        whose = (
+            select(api_keys)
+            .join(tenants, tenants.c.tenant_id == api_keys.c.tenant_id)
+            .where(api_keys.c.key_sha256 == _hash_of(key))
+            .where(api_keys.c.revoked_at.is_(None), tenants.c.removed_at.is_(None))
+        )
+
+        async def work(connection: AsyncConnection) -> tuple[TenantRow, KeyRow] | None:
+            key_row = (await connection.execute(whose)).one_or_none()
+            if key_row is None:
+                return None
+            tenant_row = await connection.execute(
+                select(tenants).where(tenants.c.tenant_id == key_row.tenant_id)
+            )
+            return _tenant(tenant_row.one()), _key(key_row)
+
+        return await self._database.read(work)
+
+
+async def lock_tenant(connection: AsyncConnection, tenant_id: TenantId) -> None:
+    """Nobody else changes what counts against this tenant's limits, until the transaction ends.
+
+    Raises:
+        NotFoundError: It is not there any more.
+    """
+    found = await connection.execute(
+        select(tenants.c.tenant_id)
+        .where(tenants.c.tenant_id == tenant_id, tenants.c.removed_at.is_(None))
+        .with_for_update()
+    )
+    if found.one_or_none() is None:
+        raise NotFoundError("there is no such tenant")
+
+
+def _hash_of(key: str) -> bytes:
+    # A plain hash is enough: a key is 238 random bits, and not a password that could be guessed. So a look-up
+    # is one index probe, and how long that takes tells of the hash, not of the key.
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def _rules_as_json(rules: TenantRules) -> dict[str, Any]:
+    plain = asdict(rules)
+    return {
+        **plain,
+        "models": list(rules.models),
+        "runtimes": list(rules.runtimes),
+        "max_limits": dict(rules.max_limits),
+    }
+
+
+def _rules_from_json(plain: dict[str, Any]) -> TenantRules:
+    """Rules that were stored before a field was there have its default."""
+    return TenantRules(
+        **{
+            **plain,
+            "per_day": Quota(**plain["per_day"]),
+            "per_month": Quota(**plain["per_month"]),
+            "models": tuple(plain["models"]),
+            "runtimes": tuple(plain["runtimes"]),
+        }
+    )
+
+
+def _tenant(row: Row[Any]) -> TenantRow:
+    return TenantRow(
+        tenant_id=TenantId(row.tenant_id),
+        name=row.name,
+        rules=_rules_from_json(row.rules),
+        created_at=row.created_at,
+    )
+
+
+def _key(row: Row[Any]) -> KeyRow:
+    return KeyRow(
+        key_id=row.key_id,
+        tenant_id=TenantId(row.tenant_id),
+        role=Role(row.role),
+        hint=row.hint,
+        created_at=row.created_at,
+        revoked_at=row.revoked_at,
+    )

@@ -1,0 +1,185 @@
+"""What tenants used, by windows of time, and what their run trees have drawn of it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from sqlalchemy import Table, delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.budget import UNLIMITED, ZERO, Amounts
+from orchestrator.errors import InvariantError
+from orchestrator.ids import RunId, TenantId
+from orchestrator.store.books import Quota, Used
+from orchestrator.store.database import Database
+from orchestrator.store.tables import amounts_as, amounts_of, draws, ledger, usage
+
+
+class SqlUsageBook:
+    """`UsageBook` over a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def used(self, tenant_id: TenantId, window: str) -> Used:
+        """See `UsageBook.used`."""
+        found = select(usage).where(usage.c.tenant_id == tenant_id, usage.c.time_window == window)
+
+        async def work(connection: AsyncConnection) -> Used:
+            row = (await connection.execute(found)).one_or_none()
+            return Used() if row is None else Used(amounts=amounts_of(row), runs=row.runs)
+
+        return await self._database.read(work)
+
+    async def grant(
+        self, tenant_id: TenantId, windows: Mapping[str, Quota], wanted: Amounts, *, tree: RunId
+    ) -> Amounts:
+        """See `UsageBook.grant`."""
+
+        async def work(connection: AsyncConnection) -> Amounts:
+            used = await lock_windows(self._database, connection, tenant_id, windows)
+            granted = wanted
+            for window, quota in windows.items():
+                granted = most_of(granted, quota, used[window].amounts)
+            if granted != ZERO:
+                await self._draw(connection, tenant_id, list(windows), granted, tree)
+            return granted
+
+        return await self._database.write(work, lane=f"usage {tenant_id}")
+
+    async def charge(
+        self, tenant_id: TenantId, windows: Sequence[str], overdraft: Amounts, *, tree: RunId
+    ) -> None:
+        """See `UsageBook.charge`."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await lock_windows(self._database, connection, tenant_id, windows)
+            await self._draw(connection, tenant_id, list(windows), overdraft, tree)
+
+        await self._database.write(work, lane=f"usage {tenant_id}")
+
+    async def give_back(self, tenant_id: TenantId, unused: Amounts, *, tree: RunId) -> None:
+        """See `UsageBook.give_back`."""
+
+        async def work(connection: AsyncConnection) -> None:
+            if await self._return(connection, tenant_id, unused, tree) != ZERO:
+                raise InvariantError("more was given back than was drawn")
+
+        await self._database.write(work, lane=f"usage {tenant_id}")
+
+    async def reclaim(self, tenant_id: TenantId, *, tree: RunId) -> Amounts:
+        """See `UsageBook.reclaim`."""
+
+        async def work(connection: AsyncConnection) -> Amounts:
+            drawn = await _sum(connection, draws, "", tree)
+            explained = await _sum(connection, ledger, "confirmed_", tree)
+            explained = explained.plus(await _sum(connection, ledger, "unconfirmed_", tree))
+            unused = drawn.minus(explained).above_zero()._replace(child_runs=0)
+            await self._return(connection, tenant_id, unused, tree)
+            return unused
+
+        return await self._database.write(work, lane=f"usage {tenant_id}")
+
+    async def _draw(
+        self,
+        connection: AsyncConnection,
+        tenant_id: TenantId,
+        windows: Sequence[str],
+        amounts: Amounts,
+        tree: RunId,
+    ) -> None:
+        await _add(connection, tenant_id, windows, amounts)
+        # The newest draw grows while the windows are the same: a run of an hour leaves one row, not hundreds.
+        newest = select(func.max(draws.c.draw_id)).where(draws.c.root_run_id == tree).scalar_subquery()
+        grown = await connection.execute(
+            update(draws)
+            .where(draws.c.draw_id == newest, draws.c.time_windows == list(windows))
+            .values(
+                {unit: draws.c[unit] + amount for unit, amount in amounts._asdict().items()},
+            )
+        )
+        if not grown.rowcount:
+            await connection.execute(
+                self._database.insert(draws).values(
+                    tenant_id=tenant_id,
+                    root_run_id=tree,
+                    time_windows=list(windows),
+                    **amounts_as(amounts),
+                )
+            )
+
+    async def _return(
+        self, connection: AsyncConnection, tenant_id: TenantId, unused: Amounts, tree: RunId
+    ) -> Amounts:
+        """Give it back to the newest draws first; what they do not cover."""
+        found = await connection.execute(
+            select(draws)
+            .where(draws.c.tenant_id == tenant_id, draws.c.root_run_id == tree)
+            .order_by(draws.c.draw_id.desc())
+            .with_for_update()
+        )
+        for draw in found.all():
+            if unused == ZERO:
+                break
+            drawn = amounts_of(draw)
+            back = Amounts(*map(min, unused, drawn))
+            unused = unused.minus(back)
+            await lock_windows(self._database, connection, tenant_id, draw.time_windows)
+            await _add(connection, tenant_id, draw.time_windows, ZERO.minus(back))
+            if back == drawn:
+                await connection.execute(delete(draws).where(draws.c.draw_id == draw.draw_id))
+            else:
+                await connection.execute(
+                    update(draws).where(draws.c.draw_id == draw.draw_id).values(amounts_as(drawn.minus(back)))
+                )
+        return unused
+
+
+def most_of(wanted: Amounts, quota: Quota, used: Amounts) -> Amounts:
+    """How much of it a quota still leaves, unit by unit."""
+    limit = Amounts(
+        tokens=UNLIMITED if quota.max_tokens is None else quota.max_tokens,
+        cost_microusd=UNLIMITED if quota.max_cost_microusd is None else quota.max_cost_microusd,
+        calls=UNLIMITED,
+        child_runs=UNLIMITED,
+    )
+    return Amounts(*map(min, wanted, limit.minus(used).above_zero()))
+
+
+async def lock_windows(
+    database: Database, connection: AsyncConnection, tenant_id: TenantId, windows: Iterable[str]
+) -> dict[str, Used]:
+    """What was used in these windows, which nobody else changes until the transaction ends.
+
+    Always in the same order, so that two never wait for each other.
+    """
+    wanted = sorted(windows)
+    if not wanted:
+        return {}
+    await connection.execute(
+        database.insert(usage).on_conflict_do_nothing(),
+        [{"tenant_id": tenant_id, "time_window": window} for window in wanted],
+    )
+    found = await connection.execute(
+        select(usage)
+        .where(usage.c.tenant_id == tenant_id, usage.c.time_window.in_(wanted))
+        .order_by(usage.c.time_window)
+        .with_for_update()
+    )
+    return {row.time_window: Used(amounts=amounts_of(row), runs=row.runs) for row in found}
+
+
+async def _add(
+    connection: AsyncConnection, tenant_id: TenantId, windows: Sequence[str], amounts: Amounts
+) -> None:
+    """To windows that are locked."""
+    await connection.execute(
+        update(usage)
+        .where(usage.c.tenant_id == tenant_id, usage.c.time_window.in_(windows))
+        .values({unit: usage.c[unit] + amount for unit, amount in amounts._asdict().items()})
+    )
+
+
+async def _sum(connection: AsyncConnection, table: Table, prefix: str, tree: RunId) -> Amounts:
+    """Of a tree's rows."""
+    sums = [func.coalesce(func.sum(table.c[prefix + unit]), 0).label(unit) for unit in Amounts._fields]
+    found = await connection.execute(select(*sums).where(table.c.root_run_id == tree))
+    return amounts_of(found.one())
