@@ -13,6 +13,11 @@ from orchestrator.models.provider.sealed import VARIABLE
 from orchestrator.sandbox.pool_rules import WhenEmpty
 from orchestrator.sandbox.runtimes import EVERYBODY
 
+DEFAULT_MODEL = "claude-sonnet-5-5"
+"""Of a root run, unless something says otherwise ..."""
+DEFAULT_SUB_MODEL = "claude-haiku-5-5"
+"""... and of its sub-calls and child runs."""
+
 _PREFIX = "RLM_"
 _KNOWN = {
     "RLM_STATE_DIR",
@@ -27,7 +32,20 @@ _KNOWN = {
     "RLM_PROVIDER",
     "RLM_RUNSC_TENANTS",
     "RLM_KNOWN_BAD_VERSIONS",
-    # The key of a client of the service. No setting: `cli.environment` reads it for the command that needs it.
+    "RLM_GRPC",
+    "RLM_HTTP",
+    "RLM_STORE",
+    "RLM_BASE_URL",
+    "RLM_MODEL",
+    "RLM_SUB_MODEL",
+    "RLM_MAX_RUNS",
+    "RLM_DRAIN_S",
+    "RLM_TLS_CERT_FILE",
+    "RLM_TLS_KEY_FILE",
+    "RLM_TLS_CLIENT_CA_FILE",
+    "RLM_METRICS_BY_TENANT",
+    "RLM_TRACES",
+    # The key of a client of the service. No setting: `cli.environment` reads it for commands that need it.
     "RLM_API_KEY",
 }
 _DEBUG_SWITCHES = {
@@ -74,6 +92,40 @@ class PoolSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceSettings:
+    """Of `rlm serve` alone. Its options say the same as the first four, and come before them."""
+
+    grpc: str = "127.0.0.1:7443"
+    """RLM_GRPC, HOST:PORT of the client port; port 0 for any that is free."""
+    http: str = "127.0.0.1:7480"
+    """RLM_HTTP, HOST:PORT of the same as HTTP; `off` for none."""
+    store: str = ""
+    """RLM_STORE, `sqlite:///FILE` or `postgresql://...`; empty for service.db in the state directory. A
+    password belongs into PGPASSWORD or PGPASSFILE, and not into the URL."""
+    base_url: str = ""
+    """RLM_BASE_URL, a server that speaks the Anthropic Messages API; empty for the platform's own address."""
+    model: str = DEFAULT_MODEL
+    """RLM_MODEL, of root runs that don't ask for one."""
+    sub_model: str = DEFAULT_SUB_MODEL
+    """RLM_SUB_MODEL, of the sub-calls and child runs of those."""
+    max_runs: int = 64
+    """RLM_MAX_RUNS, root runs at once; mostly RLM_MAX_SANDBOXES binds before."""
+    drain_s: float = 30.0
+    """RLM_DRAIN_S, what running runs have to end when the server is to end. Those that have not are resumed
+    by the next one."""
+    tls_cert_file: Path | None = None
+    """RLM_TLS_CERT_FILE, PEM with its chain, for both ports ..."""
+    tls_key_file: Path | None = None
+    """RLM_TLS_KEY_FILE ... and its key."""
+    tls_client_ca_file: Path | None = None
+    """RLM_TLS_CLIENT_CA_FILE: who has no certificate of this authority is not let in, whatever key it has."""
+    metrics_by_tenant: bool = False
+    """RLM_METRICS_BY_TENANT, `yes` or `no`: whoever reads the metrics then learns tenants' ids."""
+    traces: str = ""
+    """RLM_TRACES, `http://HOST:PORT` or `https://`: a collector that takes OTLP over gRPC; empty for none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """All that the process is told by its environment, credentials apart: they have left it (`cli.start`)."""
 
@@ -100,6 +152,7 @@ class Settings:
     refuse_known_bad_versions: bool = False
     """RLM_KNOWN_BAD_VERSIONS, `warn` or `refuse`: what a known hole in engine, runtime, kernel or library
     does. A warning is the default, because a distribution's number often hides what it mended."""
+    service: ServiceSettings = field(default_factory=ServiceSettings)
     debug_switches: Sequence[str] = ()
     """Names of variables that make libraries write down what guests and models say; `rlm doctor` and each
     run tell of them."""
@@ -132,10 +185,48 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         models_allowed=_listed(environment.get("RLM_MODELS_ALLOWED", "")),
         runsc_tenants=_tenants(environment, "RLM_RUNSC_TENANTS"),
         refuse_known_bad_versions=_refuses(environment, "RLM_KNOWN_BAD_VERSIONS"),
+        service=_service(environment),
         debug_switches=tuple(
             name for name, on in _DEBUG_SWITCHES.items() if on.fullmatch(environment.get(name, ""))
         ),
     )
+
+
+def _service(environment: Mapping[str, str]) -> ServiceSettings:
+    plain = ServiceSettings()
+    settings = ServiceSettings(
+        grpc=environment.get("RLM_GRPC") or plain.grpc,
+        http=environment.get("RLM_HTTP") or plain.http,
+        store=environment.get("RLM_STORE", ""),
+        base_url=environment.get("RLM_BASE_URL", ""),
+        model=environment.get("RLM_MODEL") or plain.model,
+        sub_model=environment.get("RLM_SUB_MODEL") or environment.get("RLM_MODEL") or plain.sub_model,
+        max_runs=_positive(environment, "RLM_MAX_RUNS", plain.max_runs),
+        drain_s=float(_whole(environment, "RLM_DRAIN_S", int(plain.drain_s))),
+        tls_cert_file=_path(environment, "RLM_TLS_CERT_FILE"),
+        tls_key_file=_path(environment, "RLM_TLS_KEY_FILE"),
+        tls_client_ca_file=_path(environment, "RLM_TLS_CLIENT_CA_FILE"),
+        metrics_by_tenant=_yes(environment, "RLM_METRICS_BY_TENANT"),
+        traces=environment.get("RLM_TRACES", ""),
+    )
+    if (settings.tls_cert_file is None) != (settings.tls_key_file is None):
+        raise InvalidRequestError("RLM_TLS_CERT_FILE and RLM_TLS_KEY_FILE go together")
+    if settings.tls_client_ca_file is not None and settings.tls_cert_file is None:
+        raise InvalidRequestError("RLM_TLS_CLIENT_CA_FILE needs RLM_TLS_CERT_FILE and RLM_TLS_KEY_FILE")
+    if settings.traces and not settings.traces.startswith(("http://", "https://")):
+        raise InvalidRequestError(f"RLM_TRACES must be an http or https address, not {settings.traces!r}")
+    return settings
+
+
+def _path(environment: Mapping[str, str], name: str) -> Path | None:
+    return Path(environment[name]) if environment.get(name) else None
+
+
+def _yes(environment: Mapping[str, str], name: str) -> bool:
+    text = environment.get(name, "")
+    if text not in {"", "yes", "no"}:
+        raise InvalidRequestError(f"{name} must be yes or no, not {text!r}")
+    return text == "yes"
 
 
 def _pool(environment: Mapping[str, str], max_sandboxes: int) -> PoolSettings:

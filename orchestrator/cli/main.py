@@ -14,13 +14,10 @@ from urllib.parse import urlsplit
 import typer
 
 from orchestrator.cli import amounts, exits, held_signals, provider
-from orchestrator.config import Settings, read_settings
+from orchestrator.config import DEFAULT_MODEL, DEFAULT_SUB_MODEL, Settings, read_settings
 from orchestrator.conversation import Dialect
 from orchestrator.errors import OrchestratorError
 from orchestrator.limits import RunLimits
-
-DEFAULT_MODEL = "claude-sonnet-5-5"
-DEFAULT_SUB_MODEL = "claude-haiku-5-5"
 
 _MOST = 1_000_000_000_000
 """Of anything counted. More is a slip of the finger, and too much for a protocol's 64 bits somewhere."""
@@ -194,6 +191,55 @@ def run(
             as_json=as_json,
             live=live,
         )
+    raise typer.Exit(code)
+
+
+@app.command()
+def serve(
+    *,
+    grpc: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The client port.", show_default="127.0.0.1:7443")
+    ] = "",
+    http: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="off for none.", show_default="127.0.0.1:7480")
+    ] = "",
+    store: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="sqlite:///FILE or postgresql://...; a file of the state directory unless given.",
+        ),
+    ] = "",
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Of this server alone, and with a short path.")
+    ] = None,
+    base_url: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="Any server that speaks the Anthropic Messages API.", show_default=False
+        ),
+    ] = "",
+) -> None:
+    """Serve runs to clients of several tenants until SIGTERM; prints one line when ready.
+
+    Each option has a setting too: RLM_GRPC, RLM_HTTP, RLM_STORE, RLM_STATE_DIR, RLM_BASE_URL.
+
+    Exit code: 0 ended by a signal, 2 wrong use, 3 the machine lacks something.
+    """
+    given = {
+        "RLM_GRPC": grpc,
+        "RLM_HTTP": http,
+        "RLM_STORE": store,
+        "RLM_STATE_DIR": str(state_dir or ""),
+        "RLM_BASE_URL": base_url,
+    }
+    settings = read_settings({**os.environ, **{name: value for name, value in given.items() if value}})
+    service = settings.service
+    named = (service.model, service.sub_model)
+    with held_signals.held(), provider.started_for(named, settings, service.base_url) as provider_process:
+        from orchestrator.cli import serve as command  # noqa: PLC0415 - as in `run`
+
+        code = command.run(settings, provider_process)
     raise typer.Exit(code)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -147,9 +148,12 @@ def page_of(size: int, token: str) -> tuple[int, tuple[float, str] | None]:
         at, row_id = (
             base64.urlsafe_b64decode(token[:_MAX_TOKEN_CHARS].encode("ascii")).decode("ascii").split(" ")
         )
-        return size or DEFAULT_PAGE, (float(at), row_id)
+        position = float(at), row_id
     except (ValueError, binascii.Error) as error:
         raise InvalidRequestError("page_token is none of this server's") from error
+    if not math.isfinite(position[0]) or not row_id.isalnum():
+        raise InvalidRequestError("page_token is none of this server's")
+    return size or DEFAULT_PAGE, position
 
 
 def text_of(data: bytes, what: str) -> str:

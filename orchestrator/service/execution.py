@@ -408,8 +408,7 @@ class Execution:
         return {
             name: model
             for name, model in models.items()
-            if name in {ROOT_ALIAS, SUB_ALIAS}
-            or permits(model.card.name, tenant.rules.models, self._offer.models_allowed)
+            if name in {ROOT_ALIAS, SUB_ALIAS} or permits(model.card.name, tenant.rules, self._offer)
         }
 
     @asynccontextmanager

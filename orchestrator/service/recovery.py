@@ -60,6 +60,10 @@ class Recovery:
             _log.warning("%d files of contexts that nobody knows were removed", removed)
         rows = await self._books.runs.unended(self._home)
         for row in rows:
+            # All of them first: they would count among those that run.
+            if row.state is RunState.RUNNING:
+                await self._books.runs.interrupted(row.run_id)
+        for row in rows:
             tenant = await self._books.tenants.tenant(row.tenant_id)
             if tenant is not None:
                 await self.take_up(row, tenant)
@@ -71,8 +75,6 @@ class Recovery:
         Raises:
             StoreError: The database does not answer.
         """
-        if row.state is RunState.RUNNING:
-            await self._books.runs.interrupted(row.run_id)
         past = await self._settled(row)
         end = await self._end(row, past)
         if end is None:

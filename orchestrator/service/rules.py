@@ -7,8 +7,8 @@ Rules:
    than either; a default that the server can't have, a depth, is lowered to what it can.
 3. A tenant's list of models counts for every model a run names, in any role and under any alias. Of those
    that cells may name only because the server lists them, the others are left out.
-4. A scripted model is a program of this server's machine: nobody names one but whom the operator's own list
-   (RLM_MODELS_ALLOWED) allows that very file.
+4. A scripted model is a program of this server's machine: nobody names one but those very files that the
+   operator's own settings name.
 5. A runtime must be one that the server offers and the tenant may have. None asked for: the first that the
    server offers and the tenant may have.
 """
@@ -93,6 +93,12 @@ class Offer:
     """The first is the one for those who don't ask."""
     max_sandboxes: int
 
+    @property
+    def scripted(self) -> frozenset[str]:
+        """The scripted models that the operator names, and so trusts."""
+        named = {self.model, self.sub_model, *self.models_allowed}
+        return frozenset(name for name in named if name.startswith(SCRIPTED_PREFIX))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decided:
@@ -144,21 +150,15 @@ def decide(options: Mapping[str, object], rules: TenantRules, offer: Offer) -> D
         limits=_limits(options, rules, offer),
     )
     for named in (decided.model, sub_model, *allow):
-        _check_scripted(named, offer.models_allowed)
+        _check_scripted(named, offer.scripted)
     return decided
 
 
-def permits(model: str, patterns: Sequence[str], listed: Collection[str]) -> bool:
-    """Whether a tenant may use a model.
-
-    Args:
-        model: By its own name, not by an alias.
-        patterns: The tenant's; empty for all.
-        listed: The operator's RLM_MODELS_ALLOWED.
-    """
+def permits(model: str, rules: TenantRules, offer: Offer) -> bool:
+    """Whether a tenant may use a model, by its own name and not by an alias."""
     if model.startswith(SCRIPTED_PREFIX):
-        return model in listed
-    return not patterns or any(fnmatchcase(model, pattern) for pattern in patterns)
+        return model in offer.scripted
+    return not rules.models or any(fnmatchcase(model, pattern) for pattern in rules.models)
 
 
 def check_models(models: Collection[str], rules: TenantRules, offer: Offer) -> None:
@@ -168,7 +168,7 @@ def check_models(models: Collection[str], rules: TenantRules, offer: Offer) -> N
         NotAllowedError: It may not use one.
     """
     for model in models:
-        if not permits(model, rules.models, offer.models_allowed):
+        if not permits(model, rules, offer):
             raise NotAllowedError(f"you may not use the model {model[:100]!r}")
 
 

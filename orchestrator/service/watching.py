@@ -35,8 +35,8 @@ POLL_S = 2.0
 
 
 def event_json(event: Event) -> bytes:
-    """One line: the form in which an event goes to clients."""
-    return json.dumps(event.to_json(), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    """One line, byte for byte as the store keeps it."""
+    return json.dumps(event.to_json(), separators=(",", ":")).encode("ascii")
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,76 @@
+"""`rlm serve`: the service, until a signal."""
+
+import asyncio
+import logging
+from contextlib import ExitStack
+
+from orchestrator.cli import exits, signals
+from orchestrator.cli.exits import Exit
+from orchestrator.collector import collecting_seldom
+from orchestrator.config import Settings
+from orchestrator.errors import OrchestratorError
+from orchestrator.models.provider.launch import ProviderProcess
+from orchestrator.server.serve import Served, serve
+from orchestrator.visible import visible_line
+
+_MAX_LOGGED_CHARS = 2_000
+
+
+class _Lines(logging.Handler):
+    """A log line each, on stderr, without a control character."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        try:
+            text = self.format(record)
+        except Exception:  # a library's slip in its format string is no reason to fail
+            text = str(record.msg)
+        exits.tell(visible_line(text, _MAX_LOGGED_CHARS), max_chars=_MAX_LOGGED_CHARS)
+
+
+def run(settings: Settings, provider: ProviderProcess | None) -> Exit:
+    """Serve until SIGTERM or Ctrl-C, drain, and leave what runs to the next server.
+
+    stdout gets one line, when clients may come.
+    """
+    with ExitStack() as stack:
+        handler = _Lines(logging.INFO)
+        handler.setFormatter(logging.Formatter("rlm: %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger()
+        root.addHandler(handler)
+        stack.callback(root.removeHandler, handler)
+        logging.getLogger("orchestrator").setLevel(logging.INFO)
+        stack.enter_context(collecting_seldom())
+        try:
+            return asyncio.run(_serve(settings, provider))
+        except OrchestratorError as error:
+            exits.complain(error)
+            return exits.exit_for(error)
+
+
+async def _serve(settings: Settings, provider: ProviderProcess | None) -> Exit:
+    stop = asyncio.Event()
+
+    def stopping(signals_so_far: int) -> None:
+        if signals_so_far == 1:
+            grace_s = settings.service.drain_s
+            exits.tell(f"rlm: draining: what runs has {grace_s:.0f} s; a second signal cuts that short")
+            stop.set()
+        elif signals_so_far == 2:
+            exits.tell("rlm: leaving what runs to the next server")
+            work.cancel()
+
+    work = asyncio.create_task(
+        serve(settings, provider, stop=stop, on_ready=_ready, say=lambda line: exits.tell(f"rlm: {line}"))
+    )
+    with signals.heard(stopping):
+        await asyncio.wait((work,))
+    if work.cancelled():
+        return Exit.DONE
+    work.result()
+    return Exit.DONE
+
+
+def _ready(served: Served) -> None:
+    http = f", http {served.http}" if served.http else ""
+    exits.put(f"ready: grpc {served.grpc}{http}")

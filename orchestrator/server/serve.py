@@ -1,0 +1,271 @@
+"""The server as a whole: it opens every part, says that it is ready, and ends in an order that loses nothing.
+
+Opening: state directory, database, machine, provider, then the service, which takes up what the server before
+left, then the ports. Ending is the other way round, after a drain: from its first moment no new run is taken
+and health says so; runs have their grace; watches end; the ports close.
+"""
+
+import asyncio
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.access import open_access
+from orchestrator.config import ServiceSettings, Settings
+from orchestrator.errors import InvalidRequestError, MachineError
+from orchestrator.ids import RunId
+from orchestrator.machine import Machine, open_machine, open_workplace
+from orchestrator.models.provider.launch import ProviderProcess
+from orchestrator.sandbox.runtimes import EVERYBODY, GVISOR, RUNC
+from orchestrator.server.grpc_shell import Port, Tls, open_port
+from orchestrator.server.http.app import make_app
+from orchestrator.server.http.listening import Certificates, listening
+from orchestrator.server.metrics import ServiceMetrics
+from orchestrator.server.traces import open_traces
+from orchestrator.service import windows
+from orchestrator.service.books import Books
+from orchestrator.service.hooks import ServiceHook
+from orchestrator.service.office import OfficeParts, ServiceOffice, open_office
+from orchestrator.service.rules import Offer
+from orchestrator.store.books import Quota, TenantRow
+from orchestrator.store.database import Database, open_database
+from orchestrator.store.sql_audit import SqlAuditBook
+from orchestrator.store.sql_contexts import SqlContextBook
+from orchestrator.store.sql_events import SqlTreeBook
+from orchestrator.store.sql_runs import SqlRunBook
+from orchestrator.store.sql_tenants import SqlTenantBook
+from orchestrator.store.sql_usage import SqlUsageBook
+from orchestrator.tenants.sql import SqlTenantAccount
+
+HTTP_OFF = "off"
+_HOME_CHARS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """A server that is ready."""
+
+    office: ServiceOffice
+    grpc: str
+    """Where it listens, HOST:PORT ..."""
+    http: str
+    """... and for HTTP; empty when it is off."""
+
+
+async def serve(
+    settings: Settings,
+    provider: ProviderProcess | None,
+    *,
+    stop: asyncio.Event,
+    on_ready: Callable[[Served], None],
+    say: Callable[[str], None],
+) -> None:
+    """Serve until `stop` is set, and for as long as draining takes then.
+
+    Args:
+        settings: The process's settings.
+        provider: Has the provider's credentials; None where only scripted models are served.
+        stop: Ends it in an orderly way. Cancelling it does so without any grace.
+        on_ready: Called once clients may come.
+        say: Told what whoever starts a server should know, a line each.
+
+    Raises:
+        CallerError: A setting makes no sense.
+        MachineError: The machine lacks something.
+    """
+    async with serving(settings, provider, say=say) as (served, drain):
+        on_ready(served)
+        await stop.wait()
+        await drain()
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings, provider: ProviderProcess | None, *, say: Callable[[str], None]
+) -> AsyncIterator[tuple[Served, Callable[[], Awaitable[None]]]]:
+    """A server for the length of the block, and what drains it. See `serve`."""
+    async with AsyncExitStack() as stack:
+        workplace = await stack.enter_async_context(open_workplace(settings))
+        service_dir = settings.state_dir / "service"
+        home = stack.enter_context(_own(service_dir))
+        url = settings.service.store or f"sqlite:///{settings.state_dir.absolute() / 'service.db'}"
+        database = await stack.enter_async_context(open_database(url))
+        runtime = GVISOR if EVERYBODY in settings.runsc_tenants else RUNC
+        machine = await stack.enter_async_context(open_machine(settings, workplace, runtime=runtime))
+        for warning in _warnings(settings, machine):
+            say(warning)
+        models = await stack.enter_async_context(open_access(settings, provider))
+        hooks: list[ServiceHook] = []
+        books = books_of(database)
+        office: ServiceOffice | None = None
+
+        def gauges() -> Mapping[str, float]:
+            return {} if office is None else _gauges(office)
+
+        metrics = ServiceMetrics(gauges, by_tenant=settings.service.metrics_by_tenant)
+        hooks.append(metrics)
+        if settings.service.traces:
+            hooks.append(await stack.enter_async_context(open_traces(settings.service.traces)))
+        office = await stack.enter_async_context(
+            open_office(
+                OfficeParts(
+                    books=books,
+                    machines={runtime: machine},
+                    models=models,
+                    offer=Offer(
+                        model=settings.service.model,
+                        sub_model=settings.service.sub_model,
+                        models_allowed=settings.models_allowed,
+                        runtimes=(runtime,),
+                        max_sandboxes=settings.max_sandboxes,
+                    ),
+                    open_account=accounts_of(books),
+                    contexts_dir=service_dir / "contexts",
+                    home=home,
+                    max_running=settings.service.max_runs,
+                    drain_grace_s=settings.service.drain_s,
+                    hooks=hooks,
+                )
+            )
+        )
+        port = await stack.enter_async_context(
+            open_port(office, settings.service.grpc, tls=_tls(settings.service))
+        )
+        http = await stack.enter_async_context(_http(settings.service, office, metrics))
+        yield (
+            Served(office=office, grpc=port.address, http=http),
+            lambda: _drain(office, port),
+        )
+
+
+def books_of(database: Database) -> Books:
+    """The books in one database."""
+    return Books(
+        tenants=SqlTenantBook(database),
+        runs=SqlRunBook(database),
+        contexts=SqlContextBook(database),
+        usage=SqlUsageBook(database),
+        trees=SqlTreeBook(database),
+        audit=SqlAuditBook(database),
+    )
+
+
+def accounts_of(books: Books) -> Callable[[TenantRow, RunId], SqlTenantAccount]:
+    """Who pays for a tenant's run trees: its quotas as they are whenever something is drawn."""
+
+    def open_account(tenant: TenantRow, tree: RunId) -> SqlTenantAccount:
+        async def windows_now() -> Mapping[str, Quota]:
+            now = await books.tenants.tenant(tenant.tenant_id)
+            return windows.windows((now or tenant).rules, time.time())
+
+        return SqlTenantAccount(books.usage, tenant.tenant_id, tree=tree, windows=windows_now)
+
+    return open_account
+
+
+async def _drain(office: ServiceOffice, port: Port) -> None:
+    await port.not_ready()
+    await office.drain()
+
+
+@contextmanager
+def _own(directory: Path) -> Iterator[str]:
+    """The service's part of the state directory, for this process alone; the id of the state directory.
+
+    Raises:
+        MachineError: Another server has it, or it cannot be made.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise MachineError(f"{directory} cannot be used: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MachineError(
+                f"another server runs on the state directory {directory.parent}; give this one its own"
+            ) from error
+        yield _home_id(lock)
+    finally:
+        os.close(lock)
+
+
+def _home_id(fd: int) -> str:
+    """What the lock file says, made up when it says nothing: it stays as long as the contexts beside it."""
+    said = os.pread(fd, _HOME_CHARS, 0).decode("ascii", "replace")
+    if len(said) == _HOME_CHARS:
+        return said
+    home = secrets.token_hex(_HOME_CHARS // 2)
+    os.pwrite(fd, home.encode(), 0)
+    os.fsync(fd)
+    return home
+
+
+@asynccontextmanager
+async def _http(
+    settings: ServiceSettings, office: ServiceOffice, metrics: ServiceMetrics
+) -> AsyncIterator[str]:
+    if settings.http == HTTP_OFF:
+        yield ""
+        return
+    host, port = _host_port(settings.http, "RLM_HTTP")
+    certificates = None
+    if settings.tls_cert_file is not None:
+        certificates = Certificates(
+            certificate=str(settings.tls_cert_file),
+            key=str(settings.tls_key_file),
+            client_authority=str(settings.tls_client_ca_file) if settings.tls_client_ca_file else None,
+        )
+    app = make_app(office, lambda: office.is_ready, metrics.exposition)
+    async with listening(app, host=host, port=port, certificates=certificates) as (_, bound):
+        yield f"{settings.http.rpartition(':')[0]}:{bound}"
+
+
+def _tls(settings: ServiceSettings) -> Tls | None:
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    return Tls(
+        certificate_file=settings.tls_cert_file,
+        key_file=settings.tls_key_file,
+        client_ca_file=settings.tls_client_ca_file,
+    )
+
+
+def _host_port(address: str, name: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InvalidRequestError(f"{name} must be HOST:PORT, not {address!r}")
+    return host.strip("[]"), int(port)
+
+
+def _gauges(office: ServiceOffice) -> Mapping[str, float]:
+    return {
+        "runs_running": office.running,
+        "runs_queued": office.waiting,
+        "watchers": office.watchers,
+    }
+
+
+_LOOPBACK = ("127.", "[::1]", "localhost:")
+
+
+def _warnings(settings: Settings, machine: Machine) -> Iterator[str]:
+    for objection in machine.objections:
+        if objection.name.endswith(" version"):
+            yield f"warning: {objection.detail}; `rlm doctor` says what to do"
+    if settings.debug_switches:
+        yield (
+            f"warning: {', '.join(settings.debug_switches)} may write what models and cells say to this"
+            " terminal, control characters included"
+        )
+    if settings.service.tls_cert_file is None:
+        for address in (settings.service.grpc, settings.service.http):
+            if address != HTTP_OFF and not address.startswith(_LOOPBACK):
+                yield f"warning: {address} has no TLS: whoever is on its network reads keys and answers"
