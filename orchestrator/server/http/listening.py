@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.errors import InvalidRequestError
 from orchestrator.limits import HTTP_STREAMS_END_S, MAX_HTTP_HEADER_BYTES
@@ -27,6 +27,22 @@ class Certificates:
     key: str
     client_authority: str | None = None
     """Only clients with a certificate of this authority are let in; None lets in all."""
+
+
+class _UntilTheEnd:
+    """What the end of the server cuts off is no fault of the application: it needs no traceback each."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.is_ending = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            # The task ends here either way.
+            if not self.is_ending:
+                raise
 
 
 class _Server(uvicorn.Server):
@@ -59,8 +75,9 @@ async def listening(
         bound = socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
     except OSError as error:
         raise InvalidRequestError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    until_the_end = _UntilTheEnd(app)
     config = uvicorn.Config(
-        app,
+        until_the_end,
         # Of uvicorn's two parsers the one that limits headers.
         http="h11",
         h11_max_incomplete_event_size=MAX_HTTP_HEADER_BYTES,
@@ -93,6 +110,7 @@ async def listening(
                 await asyncio.sleep(0.005)
             yield bound.getsockname()[:2]
         finally:
+            until_the_end.is_ending = True
             server.should_exit = True
             await run_shielded(_ended(serving))
 

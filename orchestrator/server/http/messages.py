@@ -33,7 +33,7 @@ from orchestrator.server.http.resources import idempotency_key, new_idempotency_
 from orchestrator.server.http.routes import Call, Route
 from orchestrator.server.http.streams import Stream, closed_after, while_connected, with_pauses
 from orchestrator.service.port import Question
-from orchestrator.store.books import Role, RunRow, RunState
+from orchestrator.store.books import RunRow, RunState
 
 _log = logging.getLogger(__name__)
 
@@ -239,10 +239,10 @@ async def _events(call: Call, run: RunRow, model: str, max_tokens: int) -> Async
 ROUTES: tuple[Route, ...] = (
     Route(
         name="Messages",
+        rpc="CreateRun",
         method="POST",
         path="/v1/messages",
         summary="The Messages API of Anthropic, answered by a run over a prompt of any length.",
-        role=Role.RUN,
         answer=_messages,
         body=MessagesForm,
         max_body_bytes=MAX_MESSAGES_BODY_BYTES,

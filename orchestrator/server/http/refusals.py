@@ -45,10 +45,12 @@ BY_ERROR: Mapping[type[errors.OrchestratorError], Refusal] = {
     errors.NotAllowedError: Refusal(403, "permission_error"),
     errors.NotFoundError: Refusal(404, "not_found_error"),
     errors.ConflictError: _CONFLICT,
+    errors.HashMismatchError: Refusal(422, "invalid_request_error"),
     errors.RunOverError: _OURS,
     errors.RunCancelledError: _OURS,
     errors.DeadlineExceededError: _TOO_LATE,
     errors.ChildRunFailedError: _OURS,
+    errors.ReplayError: _OURS,
     errors.ModelError: _OURS,
     errors.SandboxError: _OURS,
     errors.SandboxStartError: _OURS,
@@ -62,6 +64,7 @@ BY_ERROR: Mapping[type[errors.OrchestratorError], Refusal] = {
     errors.ProviderUnreachableError: _OURS,
     errors.StoreError: _LATER,
     errors.UnavailableError: _LATER,
+    errors.ServerError: _OURS,
     errors.InvariantError: _OURS,
 }
 

@@ -33,7 +33,7 @@ from orchestrator.server.http.requests import parts_of
 from orchestrator.server.http.routes import Call, Route
 from orchestrator.server.http.streams import Stream, closed_after, with_pauses
 from orchestrator.service.port import Created, Question
-from orchestrator.store.books import Role, RunFilter
+from orchestrator.store.books import RunFilter
 
 _MAX_KEY_CHARS = 100
 _MAX_POSITION_DIGITS = 18
@@ -214,6 +214,19 @@ async def _upload(call: Call) -> Response:
     )
 
 
+async def _in_parts(source: AsyncGenerator[bytes, None], size_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The same bytes in parts of this size, the last one shorter."""
+    waiting = bytearray()
+    async with aclosing(source):
+        async for part in source:
+            waiting += part
+            while len(waiting) >= size_bytes:
+                yield bytes(waiting[:size_bytes])
+                del waiting[:size_bytes]
+        if waiting:
+            yield bytes(waiting)
+
+
 async def _list_contexts(call: Call) -> Response:
     query = call.query_as(PageQuery)
     rows = await call.office.list_contexts(
@@ -245,7 +258,6 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/runs",
         summary="Queue a question. It is stored when this returns.",
-        role=Role.RUN,
         answer=_create_run,
         body=CreateRunForm,
         reply=CreatedReply,
@@ -257,7 +269,6 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/runs",
         summary="The tenant's runs, newest first, a page at a time.",
-        role=Role.READ,
         answer=_list_runs,
         query=ListRunsQuery,
         reply=RunsReply,
@@ -267,7 +278,6 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/runs/{run_id}",
         summary="What became of a run so far.",
-        role=Role.READ,
         answer=_get_run,
         reply=RunReply,
     ),
@@ -276,17 +286,16 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/runs/{run_id}/events",
         summary="The events of the run tree (docs/events.md) from a position on, then an event `end`.",
-        role=Role.READ,
         answer=_watch_run,
         query=WatchQuery,
         media_type="text/event-stream",
     ),
     Route(
         name="ReadAnswer",
+        rpc="ReadText",
         method="GET",
         path="/v1/runs/{run_id}/answer",
         summary="The whole answer.",
-        role=Role.READ,
         answer=_read_answer,
         media_type="text/plain",
     ),
@@ -295,7 +304,6 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/runs/{run_id}/texts/{sha256}",
         summary="A long text that an event of the run tree refers to.",
-        role=Role.READ,
         answer=_read_text,
         media_type="text/plain",
     ),
@@ -304,7 +312,6 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/runs/{run_id}/cancel",
         summary="End a run as cancelled. One that has ended stays as it is.",
-        role=Role.RUN,
         answer=_cancel_run,
         reply=RunReply,
     ),
@@ -313,7 +320,6 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/runs/{run_id}/resume",
         summary="Go on with an interrupted run.",
-        role=Role.RUN,
         answer=_resume_run,
         reply=RunReply,
         refusals=(errors.ConflictError,),
@@ -323,7 +329,6 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/runs/{run_id}/continue",
         summary="Ask a further question on the context of an answered run.",
-        role=Role.RUN,
         answer=_continue_run,
         body=ContinueRunForm,
         reply=CreatedReply,
@@ -335,7 +340,6 @@ ROUTES: tuple[Route, ...] = (
         method="DELETE",
         path="/v1/runs/{run_id}",
         summary="Remove an ended run's events, texts and answer for good.",
-        role=Role.ADMIN,
         answer=_delete_run,
         status=204,
         refusals=(errors.ConflictError,),
@@ -345,7 +349,6 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/uploads",
         summary="Begin the upload of a context, or take it up.",
-        role=Role.RUN,
         answer=_start_upload,
         body=StartUploadForm,
         reply=UploadReply,
@@ -356,12 +359,11 @@ ROUTES: tuple[Route, ...] = (
         method="PUT",
         path="/v1/uploads/{upload_id}",
         summary="Add bytes from where the upload stands. What has arrived is kept.",
-        role=Role.RUN,
         answer=_upload,
         takes_bytes=True,
         query=UploadQuery,
         reply=UploadReply,
-        refusals=(errors.ConflictError,),
+        refusals=(errors.ConflictError, errors.HashMismatchError),
         answer_s=None,
     ),
     Route(
@@ -369,7 +371,6 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/contexts",
         summary="The tenant's contexts, newest first, a page at a time.",
-        role=Role.READ,
         answer=_list_contexts,
         query=PageQuery,
         reply=ContextsReply,
@@ -379,7 +380,6 @@ ROUTES: tuple[Route, ...] = (
         method="DELETE",
         path="/v1/contexts/{context_id}",
         summary="Remove a context for good.",
-        role=Role.ADMIN,
         answer=_delete_context,
         status=204,
         refusals=(errors.ConflictError,),
@@ -389,7 +389,6 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/usage",
         summary="What the tenant has used in this day and month (UTC), and what it may.",
-        role=Role.READ,
         answer=_get_usage,
         reply=UsageReply,
     ),

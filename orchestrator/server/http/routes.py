@@ -13,6 +13,7 @@ from orchestrator.limits import HTTP_ANSWER_S, MAX_HTTP_BODY_BYTES
 from orchestrator.server.http.forms import NoQuery
 from orchestrator.server.http.requests import HeldRoom
 from orchestrator.service.port import Caller, Office
+from orchestrator.service.rules import NEEDED
 from orchestrator.store.books import Role
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -58,15 +59,15 @@ Answer = Callable[[Call], Awaitable[Response]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Route:
-    """What can be asked over HTTP. The rpc of run.proto that its name names says what is promised."""
+    """What can be asked over HTTP."""
 
     name: str
-    """Of the rpc, or of what only HTTP has."""
+    """Its own, and of the rpc of run.proto that says what is promised ..."""
+    rpc: str = ""
+    """... unless that has another name."""
     method: str
     path: str
     summary: str
-    role: Role
-    """What the key must at least be; the office checks."""
     answer: Answer
     body: type[BaseModel] | None = None
     max_body_bytes: int = MAX_HTTP_BODY_BYTES
@@ -84,3 +85,8 @@ class Route:
     """None for what takes as long as it takes."""
     unavailable: int = 503
     """Told while the server drains or its database does not answer."""
+
+    @property
+    def role(self) -> Role:
+        """What the key must at least be; the office checks."""
+        return NEEDED[self.rpc or self.name]
