@@ -173,9 +173,17 @@ class ContextDesk:
             raise ConflictError("a run that has not ended needs this context")
         if not await self._book.delete(row.tenant_id, row.context_id):
             return False
+        await self.drop_file(row)
+        return True
+
+    async def drop_file(self, row: ContextRow) -> None:
+        """Remove the file of a context whose row is gone.
+
+        Raises:
+            StoreError: The disk does not.
+        """
         self._hashes.pop(row.context_id, None)
         await asyncio.to_thread(self._unlink, row)
-        return True
 
     @contextmanager
     def needed(self, context_id: str) -> Iterator[None]:

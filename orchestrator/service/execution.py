@@ -357,14 +357,12 @@ class Execution:
 
     async def _to_end(self, job: _Job) -> End | None:
         """The run's end, or None when it has none here."""
-        if job.leave is not None:
-            return CANCELLED if job.leave is _Leave.CANCELLED else None
         try:
-            return await self._run(job, [hook.observer(job.row) for hook in self._hooks])
+            if job.leave is None:
+                return await self._run(job, [hook.observer(job.row) for hook in self._hooks])
         except asyncio.CancelledError:
             if job.leave is None:
                 raise
-            return CANCELLED if job.leave is _Leave.CANCELLED else None
         except StoreError as error:
             if job.leave is _Leave.CANCELLED:
                 return CANCELLED
@@ -379,6 +377,7 @@ class Execution:
             # Whatever it is, it must not take the other runs of this server down.
             _log.exception("run %s failed", job.row.run_id)
             return End(Outcome.INTERNAL_ERROR.value, "the orchestrator failed; its log has the details")
+        return CANCELLED if job.leave is _Leave.CANCELLED else None
 
     async def _run(self, job: _Job, observers: Sequence[Observer]) -> End:
         row, tenant_id = job.row, job.row.tenant_id

@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -59,6 +59,7 @@ _log = logging.getLogger(__name__)
 
 MAX_PAGE = 200
 TEXT_PART_BYTES = 256 * 1024
+_KEEP_AGAIN = 3
 _ID = re.compile(r"[a-z0-9]{1,40}")
 """Of a run or context. Anything else is none, and does not get as far as the database."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -210,15 +211,9 @@ class ServiceOffice:
             if bool(question.context_id) == (question.text is not None):
                 raise InvalidRequestError("give either context_id or text")
             decided = self._decide(caller, question)
-            context = (
-                self._usable(await self._context_row(caller, question.context_id))
-                if question.context_id
-                else await self._desk.keep_text(
-                    caller.tenant.tenant_id,
-                    question.text or b"",
-                    max_bytes=caller.tenant.rules.max_context_bytes,
-                )
-            )
+            if question.text is not None:
+                return await self._create_about_text(caller, question, question.text, decided)
+            context = self._usable(await self._context_row(caller, question.context_id))
             row = self._row(caller, question, decided, context.context_id)
             return await self._create(caller, row, context, "CreateRun")
 
@@ -329,7 +324,7 @@ class ServiceOffice:
         if row.state is not RunState.ENDED:
             raise ConflictError("the run has not ended; cancel it first")
         await self._audit(caller, "DeleteRun", row.run_id)
-        await run_shielded(self._delete(row))
+        await run_shielded(self._retention.delete_run(row.tenant_id, row.run_id))
 
     # --- Contexts -------------------------------------------------------------------------------------
 
@@ -470,6 +465,20 @@ class ServiceOffice:
             home=self._home,
         )
 
+    async def _create_about_text(
+        self, caller: Caller, question: Question, text: bytes, decided: Decided
+    ) -> Created:
+        rules = caller.tenant.rules
+        for _ in range(_KEEP_AGAIN):
+            context = await self._desk.keep_text(
+                caller.tenant.tenant_id, text, max_bytes=rules.max_context_bytes
+            )
+            row = self._row(caller, question, decided, context.context_id)
+            with suppress(NotFoundError):
+                return await self._create(caller, row, context, "CreateRun")
+            # The same text had been kept for another run, which was deleted just now.
+        raise UnavailableError("the context went away while the run was created; try again")
+
     async def _create(self, caller: Caller, row: RunRow, context: ContextRow, action: str) -> Created:
         now, rules = time.time(), caller.tenant.rules
         quotas = windows.windows(rules, now)
@@ -513,12 +522,6 @@ class ServiceOffice:
             if not await self._execution.cancel(row.run_id):
                 # Interrupted, and nobody resumed it.
                 await self._recovery.end(row, CANCELLED)
-
-    async def _delete(self, row: RunRow) -> None:
-        context = await self._books.contexts.context(row.tenant_id, row.context_id)
-        await self._books.runs.delete(row.tenant_id, row.run_id)
-        if context is not None and context.is_inline:
-            await self._retention.drop_unused(context)
 
     async def _audit(self, caller: Caller, action: str, target: str) -> None:
         await self._books.audit.write(

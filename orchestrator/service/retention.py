@@ -4,6 +4,7 @@ import logging
 import time
 
 from orchestrator.errors import ConflictError
+from orchestrator.ids import RunId, TenantId
 from orchestrator.service.books import Books
 from orchestrator.service.context_desk import ContextDesk
 from orchestrator.service.execution import Execution
@@ -41,13 +42,22 @@ class Retention:
             _log.info("%d runs and contexts were deleted, as their tenants' retention says", deleted)
         return deleted
 
-    async def drop_unused(self, context: ContextRow) -> None:
-        """A run was deleted: if its context came with it and no other run needs it, it goes too."""
-        unused = await self._books.contexts.unused(
-            context.tenant_id, inline_before=time.time() + 1.0, others_before=None, limit=_AT_ONCE
-        )
-        if context.context_id in {one.context_id for one in unused}:
-            await self._remove(context)
+    async def delete_run(self, tenant_id: TenantId, run_id: RunId) -> bool:
+        """Delete an ended run, and the text that came with it when no other run is about that.
+
+        Raises:
+            StoreError: The database does not answer.
+        """
+        row = await self._books.runs.run(tenant_id, run_id)
+        if row is None:
+            return False
+        context = await self._books.contexts.context(tenant_id, row.context_id)
+        if not await self._books.runs.delete(tenant_id, run_id):
+            return False
+        if context is not None and await self._books.contexts.context(tenant_id, context.context_id) is None:
+            await self._desk.drop_file(context)
+            self._execution.forget_context(tenant_id, context.context_id)
+        return True
 
     async def _sweep(self, tenant: TenantRow, now: float) -> int:
         deleted = 0
@@ -56,7 +66,7 @@ class Retention:
         if before is not None:
             for run_id in await self._books.runs.expired(tenant.tenant_id, before=before, limit=_AT_ONCE):
                 await self._audit(tenant, "DeleteRun", run_id)
-                deleted += await self._books.runs.delete(tenant.tenant_id, run_id)
+                deleted += await self.delete_run(tenant.tenant_id, run_id)
         unused = await self._books.contexts.unused(
             tenant.tenant_id, inline_before=now - _INLINE_S, others_before=before, limit=_AT_ONCE
         )

@@ -74,10 +74,10 @@ class Server:
         await self.office.drain()
 
     @asynccontextmanager
-    async def stub(self) -> AsyncIterator[run_pb2_grpc.RunServiceAsyncStub]:
+    async def stub(self) -> AsyncIterator["run_pb2_grpc.RunServiceAsyncStub"]:
         """A client's."""
         async with grpc.aio.insecure_channel(self.port.address) as channel:
-            yield run_pb2_grpc.RunServiceStub(channel)  # type: ignore[misc] # grpcio has one class for both
+            yield run_pb2_grpc.RunServiceStub(channel)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ def run(name: str, tenant: TenantId = A, chain: int = 1) -> Waiting:
 
 def started(queue: FairQueue) -> list[str]:
     """All that are started now."""
-    names = []
+    names: list[str] = []
     while (waiting := queue.next()) is not None:
         names.append(waiting.run_id)
     return names
@@ -160,10 +160,11 @@ def test_room_is_never_exceeded_and_none_is_left_while_somebody_may_start(data: 
     running: dict[str, Waiting] = {}
     queued: dict[str, Waiting] = {}
     for number in range(data.draw(st.integers(1, 40))):
-        if running and data.draw(st.booleans()):
-            ended = data.draw(st.sampled_from(sorted(running)))
-            del running[ended]
-            queue.ended(RunId(ended))
+        ending: bool = data.draw(st.booleans())
+        if running and ending:
+            name = data.draw(st.sampled_from(sorted(running)))
+            del running[name]
+            queue.ended(RunId(name))
         else:
             tenant = data.draw(st.sampled_from((A, B, C)))
             new = run(f"{number}", tenant, chain=data.draw(st.integers(1, sandboxes)))
