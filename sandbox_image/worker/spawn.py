@@ -48,7 +48,7 @@ def spawn_interpreter(hash_seed: int, work_dir: str) -> Spawned:
         # A container has no locale; cells and the Python processes they start write UTF-8 all the same.
         "PYTHONUTF8": "1",
     }
-    arguments = ["-P", "-m", "sandbox_image.worker.interpreter"]
+    arguments = ["-P", "-s", "-m", "sandbox_image.worker.interpreter"]
     arguments += [str(their_control.fileno()), str(their_calls.fileno()), str(hash_seed), work_dir]
     pid = os.posix_spawn(
         sys.executable,

@@ -5,7 +5,6 @@ import os
 import random
 import socket
 import sys
-from pathlib import Path
 
 from sandbox_image.worker.interpreter.loop import Interpreter
 
@@ -13,8 +12,8 @@ from sandbox_image.worker.interpreter.loop import Interpreter
 def main(control_fd: str, calls_fd: str, seed: str, work_dir: str) -> None:
     """Run cells until the worker goes away."""
     # Under memory pressure the kernel takes this process, and what it starts, before the worker.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as adjustment:
+        adjustment.write("1000")
     control, calls = socket.socket(fileno=int(control_fd)), socket.socket(fileno=int(calls_fd))
     for sock in (control, calls):
         sock.set_inheritable(False)

@@ -3,14 +3,13 @@
 import mmap
 import time
 from functools import cached_property
-from pathlib import Path
 
 from sandbox_image.worker.interpreter.landmarks import Landmarks
 
 _VISIBLE_WITHIN_S = 1.0
 
 
-def map_file(file: Path, size_bytes: int | None = None) -> mmap.mmap:
+def map_file(file: str, size_bytes: int | None = None) -> mmap.mmap:
     """A file's bytes, read when they are touched.
 
     Args:
@@ -20,14 +19,14 @@ def map_file(file: Path, size_bytes: int | None = None) -> mmap.mmap:
     Raises:
         OSError: It is not there, or not so long.
     """
-    with file.open("rb") as opened:
+    with open(file, "rb") as opened:
         # An empty file cannot be mapped; one anonymous byte that nothing points to stands in for it.
         if size_bytes == 0:
             return mmap.mmap(-1, 1)
         return mmap.mmap(opened.fileno(), size_bytes or 0, access=mmap.ACCESS_READ)
 
 
-def map_once_visible(file: Path) -> mmap.mmap:
+def map_once_visible(file: str) -> mmap.mmap:
     """As `map_file`, after waiting a while for the file.
 
     What the host links into a mounted directory is seen here a few milliseconds later under some runtimes.
@@ -53,7 +52,7 @@ class Blob:
         landmarks_file: Opened when somebody asks for a position in a text that is not in memory.
     """
 
-    def __init__(self, mapped: mmap.mmap, landmarks_file: Path) -> None:
+    def __init__(self, mapped: mmap.mmap, landmarks_file: str) -> None:
         self.mapped = mapped
         self._landmarks_file = landmarks_file
 

@@ -4,13 +4,11 @@ import __future__
 
 import ast
 import functools
-import inspect
 import linecache
 import operator
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sandbox_image.worker import protocol
 from sandbox_image.worker.interpreter.final import RunEnded
@@ -22,11 +20,13 @@ _FUTURE_FLAGS: int = functools.reduce(
     operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
 
+CO_COROUTINE = 0x80
+"""As `inspect` has it, which takes longer to import than everything else in here."""
+
 _EXIT_NOTE = b"\nA cell cannot end the run this way; the namespace is kept. Use FINAL to end the run."
 
 
-@dataclass(frozen=True, slots=True)
-class CellResult:
+class CellResult(NamedTuple):
     """How a cell ended."""
 
     outcome: str
@@ -34,7 +34,7 @@ class CellResult:
     traceback: bytes = b""
     exit_code: int = 0
     """What a forked child that ran into the cell's end should exit with."""
-    used_up: list[str] = field(default_factory=list)
+    used_up: Sequence[str] = ()
     """Limits it ran into, by their names in `protocol`."""
 
 
@@ -129,7 +129,7 @@ class CellRunner:
 
     def _run_code(self, code: CodeType) -> None:
         result = eval(code, self._namespace)  # noqa: S307 - running the cell is what this process is for
-        if code.co_flags & inspect.CO_COROUTINE:
+        if code.co_flags & CO_COROUTINE:
             self._run_coroutine(result)
 
     def _run_first_coroutine(self, coroutine: Coroutine[Any, Any, object]) -> None:

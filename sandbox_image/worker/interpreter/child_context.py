@@ -1,8 +1,7 @@
 """Where a child run's context comes from: a reference where the parent's context holds it, else its bytes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sandbox_image.worker.interpreter.files import FileMap
 from sandbox_image.worker.interpreter.staged import OwnContext
@@ -16,15 +15,13 @@ _INLINE_BYTES = 1_048_576
 _PIECES_IN_PART = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Inline:
+class Inline(NamedTuple):
     """A text that fits into the request."""
 
     text: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     """A part of a text of this run's context; the path is empty when the context is one text."""
 
     path: str
@@ -32,24 +29,21 @@ class Range:
     end_byte: int
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
+class Files(NamedTuple):
     """Files of this run's context, by their numbers in it."""
 
     runs: Sequence[tuple[int, int]]
     """(first, how many) of those that follow one another, so that most parts of many files are one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One frame of an upload: (path that starts here or None, bytes of it), and those bytes."""
 
     pieces: Sequence[tuple[str | None, int]]
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(NamedTuple):
     """A text, under no path, or files, that have to be handed in before the child can start."""
 
     files: Sequence[tuple[str | None, str]]

@@ -1,6 +1,5 @@
 """How a cell ends the run."""
 
-import difflib
 import json
 import os
 import threading
@@ -88,6 +87,8 @@ def look_up(name: Any, namespace: Mapping[str, Any]) -> Any:
         )
     if name in namespace:
         return namespace[name]
+    import difflib  # noqa: PLC0415 - for a misspelt name alone
+
     near = difflib.get_close_matches(name, [known for known in list(namespace) if isinstance(known, str)])
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise NameError(f"FINAL_VAR: no variable is called {name[:100]!r}{hint}", name=name)

@@ -5,8 +5,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sandbox_image.worker import protocol
 from sandbox_image.worker.frames import Frame, FrameDecoder, encode_head
@@ -28,8 +27,7 @@ OnReply = Callable[[Frame | None, SubCallError | None], None]
 """Called once with a reply or an error, by the thread that reads replies or the one that made the request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One thing to ask of the worker."""
 
     kind: str
@@ -39,15 +37,13 @@ class Request:
     """Counts towards the calls in flight. Parts of an upload belong to a call that is under way already."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(NamedTuple):
     request_id: int
     request: Request
     on_reply: OnReply
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
+class _Sent(NamedTuple):
     """What is left of a request once it has been sent: its payload is not kept."""
 
     on_reply: OnReply

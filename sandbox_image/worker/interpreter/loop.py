@@ -5,7 +5,6 @@ import gc
 import os
 import socket
 import threading
-from pathlib import Path
 from typing import Any
 
 from sandbox_image.worker import protocol
@@ -54,7 +53,7 @@ class Interpreter:
                     self._run_cell(frame.header["cell_id"], frame.payload)
 
     def _lease(self, terms: Any) -> None:
-        own = open_context(Path(terms["context_dir"]), terms["max_str_bytes"])
+        own = open_context(terms["context_dir"], terms["max_str_bytes"])
         self._namespace["context"] = own.value
         self._preset = frozenset(self._namespace)
         self._link.window = max(1, terms["max_concurrent_calls"])

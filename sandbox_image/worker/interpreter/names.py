@@ -5,8 +5,7 @@ other; what they need of the process is in `_run`, set once by `connect`.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from sandbox_image.worker.interpreter import as_completed, calls
 from sandbox_image.worker.interpreter.batch import Batch
@@ -20,8 +19,7 @@ from sandbox_image.worker.interpreter.variables import describe_variables
 OnError = Literal["raise", "return"]
 
 
-@dataclass(slots=True)
-class Run:
+class Run(NamedTuple):
     """What the functions below stand on."""
 
     link: CallLink

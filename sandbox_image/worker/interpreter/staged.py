@@ -1,7 +1,7 @@
 """The run's context as the host staged it: one UTF-8 file, and a manifest that says what lies where."""
 
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from typing import NamedTuple
 
 from sandbox_image.worker.interpreter.blob import Blob, map_file, map_once_visible
 from sandbox_image.worker.interpreter.catalogue import Catalogue
@@ -10,24 +10,25 @@ from sandbox_image.worker.interpreter.stretch import Place, Stretch
 from sandbox_image.worker.interpreter.text import TextView
 
 
-@dataclass(frozen=True, slots=True)
-class OwnContext:
+class OwnContext(NamedTuple):
     """What this run's cells see as `context`, for recognising it and its parts."""
 
     value: "str | TextView | FileMap"
     length_bytes: int
 
 
-def open_context(directory: Path, max_str_bytes: int) -> OwnContext:
+def open_context(directory: str | os.PathLike[str], max_str_bytes: int) -> OwnContext:
     """Open what lies in `directory` as a str, a TextView or a FileMap.
 
     Raises:
         OSError: It is not there, also not after a while.
         StagingError: It is of another version or kind.
     """
-    catalogue = Catalogue(memoryview(map_once_visible(directory / "manifest")))
+    catalogue = Catalogue(memoryview(map_once_visible(os.path.join(directory, "manifest"))))
     # The host puts the manifest there last.
-    blob = Blob(map_file(directory / "blob", catalogue.blob_bytes), directory / "landmarks")
+    blob = Blob(
+        map_file(os.path.join(directory, "blob"), catalogue.blob_bytes), os.path.join(directory, "landmarks")
+    )
 
     def open_stretch(number: int) -> Stretch:
         entry = catalogue.entry(number)

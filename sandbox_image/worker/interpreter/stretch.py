@@ -6,15 +6,14 @@ nothing to find them, others the host's landmarks.
 
 import codecs
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from sandbox_image.worker.interpreter.blob import Blob
 from sandbox_image.worker.interpreter.text_bytes import PIECE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Bytes of the run's context, as a child run's context can name them."""
 
     path: str
@@ -25,16 +24,16 @@ class Place:
     """Of the first byte within the blob of all files."""
 
 
-@dataclass
 class Stretch:
     """A run of whole characters in the blob."""
 
-    blob: Blob
-    place: Place
-    length_bytes: int
-    characters: int
-    width: int
-    """Bytes a character takes in a `str`, at most: 1, 2 or 4."""
+    def __init__(self, blob: Blob, place: Place, length_bytes: int, characters: int, width: int) -> None:
+        """`width` is how many bytes a character takes in a `str`, at most: 1, 2 or 4."""
+        self.blob = blob
+        self.place = place
+        self.length_bytes = length_bytes
+        self.characters = characters
+        self.width = width
 
     @property
     def is_ascii(self) -> bool:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import sysconfig
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
@@ -16,9 +15,8 @@ _CUT = b"\n... [%d bytes of the traceback cut] ...\n"
 _FOREIGN = tuple(
     path + os.sep
     for path in {
-        sysconfig.get_path("stdlib"),
-        sysconfig.get_path("purelib"),
-        sysconfig.get_path("platlib"),
+        os.path.dirname(os.__file__),
+        *(path for path in sys.path if path.endswith("-packages")),
         os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
     }
 )
