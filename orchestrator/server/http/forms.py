@@ -43,25 +43,29 @@ class _Given(BaseModel):
 class OptionsForm(_Asked):
     """How a question is to be answered. What is not set is the tenant's default."""
 
-    model: str | None = Field(None, description="Of the root run.")
-    sub_model: str | None = Field(None, description="Of sub-calls and child runs; by default `model`.")
+    model: str | None = Field(default=None, description="Of the root run.")
+    sub_model: str | None = Field(
+        default=None, description="Of sub-calls and child runs; by default `model`."
+    )
     allow_models: list[str] | None = Field(
-        None, max_length=20, description="Models that cells may name besides, each `MODEL` or `NAME=MODEL`."
+        default=None,
+        max_length=20,
+        description="Models that cells may name besides, each `MODEL` or `NAME=MODEL`.",
     )
     runtime: Literal["runc", "runsc"] | None = Field(
-        None, description="By default what the tenant must have."
+        default=None, description="By default what the tenant must have."
     )
-    dialect: Literal["tools", "fences"] | None = Field(None, description="How models ask for cells.")
-    memoise: bool | None = Field(None, description="Identical sub-calls are asked and paid once.")
-    max_tokens: int | None = Field(None, ge=1, description="Of the run tree, input and output.")
-    max_cost_microusd: int | None = Field(None, ge=0, description="Millionths of a US dollar.")
-    max_calls: int | None = Field(None, ge=1, description="Attempts at a provider.")
-    max_child_runs: int | None = Field(None, ge=0, description="Child runs.")
-    max_depth: int | None = Field(None, ge=0, description="Edges from the root run.")
-    max_turns: int | None = Field(None, ge=1, description="Turns of each run.")
-    max_concurrency: int | None = Field(None, ge=1, description="Provider calls in flight at once.")
-    deadline_s: float | None = Field(None, gt=0, description="Seconds from the run's start.")
-    cell_timeout_s: float | None = Field(None, gt=0, description="Seconds of guest time of one cell.")
+    dialect: Literal["tools", "fences"] | None = Field(default=None, description="How models ask for cells.")
+    memoise: bool | None = Field(default=None, description="Identical sub-calls are asked and paid once.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Of the run tree, input and output.")
+    max_cost_microusd: int | None = Field(default=None, ge=0, description="Millionths of a US dollar.")
+    max_calls: int | None = Field(default=None, ge=1, description="Attempts at a provider.")
+    max_child_runs: int | None = Field(default=None, ge=0, description="Child runs.")
+    max_depth: int | None = Field(default=None, ge=0, description="Edges from the root run.")
+    max_turns: int | None = Field(default=None, ge=1, description="Turns of each run.")
+    max_concurrency: int | None = Field(default=None, ge=1, description="Provider calls in flight at once.")
+    deadline_s: float | None = Field(default=None, gt=0, description="Seconds from the run's start.")
+    cell_timeout_s: float | None = Field(default=None, gt=0, description="Seconds of guest time of one cell.")
 
     def chosen(self) -> dict[str, object]:
         """Only what was set."""
@@ -72,16 +76,16 @@ class CreateRunForm(_Asked):
     """One question."""
 
     idempotency_key: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         max_length=100,
         description="Chosen by the client; a repeat with the same request returns the first one's run. The"
         " header `Idempotency-Key` says the same. Without either each request makes a run.",
     )
     question: str = Field(min_length=1, description="At most 1 MB.")
-    context_id: str | None = Field(None, description="A context that was uploaded; or `text`.")
+    context_id: str | None = Field(default=None, description="A context that was uploaded; or `text`.")
     text: Annotated[str | None, AfterValidator(_at_most_4_mb)] = Field(
-        None, description="The context itself, at most 4 MB; or `context_id`."
+        default=None, description="The context itself, at most 4 MB; or `context_id`."
     )
     options: OptionsForm = OptionsForm()
 
@@ -90,10 +94,13 @@ class ContinueRunForm(_Asked):
     """A further question on the context of a run that was answered."""
 
     idempotency_key: str | None = Field(
-        None, min_length=1, max_length=100, description="As for a new run; the header will do as well."
+        default=None,
+        min_length=1,
+        max_length=100,
+        description="As for a new run; the header will do as well.",
     )
     question: str = Field(min_length=1, description="At most 1 MB.")
-    keep_namespace: bool = Field(False, description="Run that run's cells again first.")
+    keep_namespace: bool = Field(default=False, description="Run that run's cells again first.")
     options: OptionsForm = OptionsForm()
 
 
@@ -119,26 +126,26 @@ class _Queried(BaseModel):
 class ListRunsQuery(_Queried):
     """Filters and paging."""
 
-    state: list[RunState] = Field([], description="Only runs in one of these states.")
-    outcome: list[str] = Field([], description="Only runs with one of these outcomes.")
-    created_from: datetime | None = Field(None, description="Only runs created at or after this.")
-    created_before: datetime | None = Field(None, description="Only runs created before this.")
-    page_size: int = Field(DEFAULT_PAGE, ge=1, le=MAX_PAGE)
-    page_token: str | None = Field(None, description="From the page before.")
+    state: list[RunState] = Field(default=[], description="Only runs in one of these states.")
+    outcome: list[str] = Field(default=[], description="Only runs with one of these outcomes.")
+    created_from: datetime | None = Field(default=None, description="Only runs created at or after this.")
+    created_before: datetime | None = Field(default=None, description="Only runs created before this.")
+    page_size: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE)
+    page_token: str | None = Field(default=None, description="From the page before.")
 
 
 class PageQuery(_Queried):
     """Paging."""
 
-    page_size: int = Field(DEFAULT_PAGE, ge=1, le=MAX_PAGE)
-    page_token: str | None = Field(None, description="From the page before.")
+    page_size: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE)
+    page_token: str | None = Field(default=None, description="From the page before.")
 
 
 class WatchQuery(_Queried):
     """From where."""
 
     from_: int | None = Field(
-        None,
+        default=None,
         alias="from",
         ge=0,
         description="The first position to send; 0 by default. The header `Last-Event-ID` wins over it.",

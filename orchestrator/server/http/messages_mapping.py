@@ -44,7 +44,9 @@ class _Sent(BaseModel):
 
 
 class _Block(_Sent):
-    cache_control: dict[str, Any] | None = Field(None, description="Ignored: contexts are stored once.")
+    cache_control: dict[str, Any] | None = Field(
+        default=None, description="Ignored: contexts are stored once."
+    )
 
 
 class TextBlock(_Block):
@@ -52,7 +54,7 @@ class TextBlock(_Block):
 
     type: Literal["text"]
     text: str
-    citations: None = Field(None, description="Not supported.")
+    citations: None = Field(default=None, description="Not supported.")
 
 
 class TextSource(_Sent):
@@ -82,7 +84,7 @@ class DocumentBlock(_Block):
     type: Literal["document"]
     source: Annotated[TextSource | ContentSource, Field(discriminator="type")]
     title: str | None = None
-    context: str | None = Field(None, description="What is to be known about it.")
+    context: str | None = Field(default=None, description="What is to be known about it.")
     citations: Citations | None = None
 
 
@@ -106,13 +108,13 @@ class MessagesForm(BaseModel):
     max_tokens: int = Field(ge=1, description="The answer is cut there, at 4 bytes a token.")
     messages: list[MessageForm] = Field(min_length=1)
     system: Annotated[list[TextBlock] | None, BeforeValidator(_as_blocks)] = Field(
-        None, description="Comes before the question."
+        default=None, description="Comes before the question."
     )
     stream: bool = False
-    metadata: dict[str, Any] | None = Field(None, description="Ignored.")
-    cache_control: dict[str, Any] | None = Field(None, description="Ignored.")
-    service_tier: Literal["auto", "standard_only"] | None = Field(None, description="Ignored.")
-    rlm: OptionsForm = Field(OptionsForm(), description="Limits and more; not of the Messages API.")
+    metadata: dict[str, Any] | None = Field(default=None, description="Ignored.")
+    cache_control: dict[str, Any] | None = Field(default=None, description="Ignored.")
+    service_tier: Literal["auto", "standard_only"] | None = Field(default=None, description="Ignored.")
+    rlm: OptionsForm = Field(default=OptionsForm(), description="Limits and more; not of the Messages API.")
 
 
 _UNSUPPORTED = {

@@ -1,11 +1,10 @@
 """The OpenAPI document, made from the same table as the routes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from orchestrator import errors
@@ -24,6 +23,8 @@ _EVERY_ROUTE: tuple[type[errors.OrchestratorError], ...] = (
 _IN_PATH = re.compile(r"\{(\w+)\}")
 
 Schema = dict[str, Any]
+_ByModel = Mapping[Any, Schema]
+"""By pydantic model."""
 
 
 def document(routes: Sequence[Route], version: str) -> Schema:
@@ -33,7 +34,7 @@ def document(routes: Sequence[Route], version: str) -> Schema:
         [(model, "validation") for model in sorted(models | {ErrorReply}, key=lambda one: one.__name__)],
         ref_template="#/components/schemas/{model}",
     )
-    by_model = {model: schema for (model, _), schema in schemas.items()}
+    by_model: _ByModel = {model: schema for (model, _), schema in schemas.items()}
     paths: dict[str, Schema] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_model, definitions)
@@ -52,7 +53,7 @@ def document(routes: Sequence[Route], version: str) -> Schema:
     }
 
 
-def _operation(route: Route, by_model: dict[type[BaseModel], Schema], definitions: Schema) -> Schema:
+def _operation(route: Route, by_model: _ByModel, definitions: Schema) -> Schema:
     operation: Schema = {
         "operationId": route.name,
         "summary": route.summary,
@@ -85,7 +86,7 @@ def _body(media_type: str, schema: Schema) -> Schema:
     return {"required": True, "content": {media_type: {"schema": schema}}}
 
 
-def _success(route: Route, by_model: dict[type[BaseModel], Schema]) -> Schema:
+def _success(route: Route, by_model: _ByModel) -> Schema:
     answer: Schema = {"description": HTTPStatus(route.status).phrase}
     if route.reply is not None:
         answer["content"] = {route.media_type: {"schema": by_model[route.reply]}}
@@ -94,7 +95,7 @@ def _success(route: Route, by_model: dict[type[BaseModel], Schema]) -> Schema:
     return answer
 
 
-def _refusals(route: Route, by_model: dict[type[BaseModel], Schema]) -> Schema:
+def _refusals(route: Route, by_model: _ByModel) -> Schema:
     kinds: dict[int, set[str]] = {413: {"request_too_large"}} if route.body else {}
     for error in (*_EVERY_ROUTE, *route.refusals):
         refusal = BY_ERROR[error]

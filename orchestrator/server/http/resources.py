@@ -200,18 +200,14 @@ async def _start_upload(call: Call) -> Response:
 async def _upload(call: Call) -> Response:
     """Each part is kept when it is written, so that an upload which breaks goes on from there."""
     upload_id, offset = call.named("upload_id"), call.query_as(UploadQuery).offset
-    waiting = bytearray()
-    async with aclosing(parts_of(call.request)) as parts:
+    upload = None
+    async with aclosing(_in_parts(parts_of(call.request), MAX_UPLOAD_PART_BYTES)) as parts:
         async for part in parts:
-            waiting += part
-            while len(waiting) >= MAX_UPLOAD_PART_BYTES:
-                ready = bytes(waiting[:MAX_UPLOAD_PART_BYTES])
-                del waiting[:MAX_UPLOAD_PART_BYTES]
-                await call.office.write_upload(call.caller, upload_id, offset, ready)
-                offset += len(ready)
-    return _json(
-        UploadReply.of(await call.office.write_upload(call.caller, upload_id, offset, bytes(waiting)))
-    )
+            upload = await call.office.write_upload(call.caller, upload_id, offset, part)
+            offset += len(part)
+    if upload is None:
+        upload = await call.office.write_upload(call.caller, upload_id, offset, b"")
+    return _json(UploadReply.of(upload))
 
 
 async def _in_parts(source: AsyncGenerator[bytes, None], size_bytes: int) -> AsyncGenerator[bytes, None]:
