@@ -67,6 +67,14 @@ async def with_retries(
         if on_retry is not None:
             on_retry(state.attempt_number, _failure(state), state.upcoming_sleep)
 
+    # Almost every call needs one attempt, and to set up retries costs a twentieth of a sub-call.
+    try:
+        return await _until(deadline(), attempt, 1)
+    except ModelError as failure:
+        if not failure.retryable:
+            raise
+        # Taken out when it is raised again: its traceback has this frame, and the two would keep each other.
+        first = [failure]
     async for manager in AsyncRetrying(
         retry=retry_if_exception(_is_retryable),
         wait=wait_s,
@@ -76,7 +84,10 @@ async def with_retries(
         reraise=True,
     ):
         with manager:
-            return await _until(deadline(), attempt, manager.retry_state.attempt_number)
+            number = manager.retry_state.attempt_number
+            if number == 1:
+                raise first.pop()
+            return await _until(deadline(), attempt, number)
     raise AssertionError("tenacity ends with a result or an exception")
 
 
