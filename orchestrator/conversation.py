@@ -3,14 +3,15 @@
 A conversation is a tuple of entries. What the model said is kept verbatim, block by block, because thinking
 blocks must be sent back untouched; everything else is ours.
 
-Each entry knows its length from the moment it is made: a conversation is measured at every turn, and to
-measure all of it again would cost more with each.
+Each entry knows its length: a conversation is measured at every turn, and to measure all of it again would
+cost more with each.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from functools import cached_property
 from typing import TypeAlias
 
 Block: TypeAlias = Mapping[str, object]
@@ -59,18 +60,17 @@ class CellReport(Told):
     """What became of the cell in the reply before it. Unlike other text, it may be elided to make room."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reply:
     """What the model said, verbatim."""
 
     content: tuple[Block, ...]
     stop: StopReason
-    length_bytes: int = field(init=False, repr=False, compare=False)
-    """Of its blocks as JSON, in UTF-8."""
 
-    def __post_init__(self) -> None:
-        length_bytes = sum(utf8_bytes(json.dumps(dict(block), ensure_ascii=False)) for block in self.content)
-        object.__setattr__(self, "length_bytes", length_bytes)
+    @cached_property
+    def length_bytes(self) -> int:
+        """Of its blocks as JSON, in UTF-8. Found out when it is asked for: a sub-call's reply never is."""
+        return sum(utf8_bytes(json.dumps(dict(block), ensure_ascii=False)) for block in self.content)
 
     @property
     def text(self) -> str:
