@@ -20,6 +20,7 @@ from orchestrator.errors import (
     InvalidRequestError,
     NotFoundError,
     UnauthenticatedError,
+    UnavailableError,
 )
 from orchestrator.ids import RunId, TenantId, new_run_id
 from orchestrator.pricing import Usage as Tokens
@@ -62,6 +63,12 @@ class FakeRun:
                 event = Event(self.row.run_id, len(self.events), 1_700_000_000.5, payload)
                 self.events.append(json.dumps(event.to_json()).encode())
             self.row = replace(self.row, last_position=len(self.events) - 1)
+            self.news.notify_all()
+
+    async def leave(self) -> None:
+        """Its server drains."""
+        async with self.news:
+            self.row = replace(self.row, state=RunState.INTERRUPTED)
             self.news.notify_all()
 
     async def billed(self, usage: Tokens) -> None:
@@ -256,6 +263,8 @@ class FakeOffice:
                         await run.news.wait()
                         if self.failure is not None:
                             raise self.failure
+                        if run.row.state is RunState.INTERRUPTED:
+                            raise UnavailableError("the run goes on when a server is back")
                 if position >= len(run.events):
                     return
                 yield position, run.events[position]

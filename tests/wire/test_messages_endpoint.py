@@ -222,6 +222,24 @@ async def test_with_an_idempotency_key_the_run_goes_on_and_the_next_request_gets
         assert message.usage.input_tokens == 100
 
 
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("key", [None, "once"])
+async def test_a_run_that_a_draining_server_leaves_is_cancelled_unless_its_client_comes_again(
+    key: str | None, *, streams: bool
+) -> None:
+    """Else the next server would go on with it, and bill an answer that nobody fetches."""
+    body, headers = {**asks(), "stream": streams}, {"idempotency-key": key} if key else {}
+    async with http_house(waits_to_be_cancelled) as house, house.client() as client:
+        asking = asyncio.create_task(client.post("/v1/messages", json=body, headers=headers))
+        run = await house.office.new_runs.get()
+        await run.watched.wait()
+        await run.leave()
+        reply = await asking
+        assert "overloaded_error" in reply.text
+        assert reply.status_code == (200 if streams else 529)
+        assert run.cancelled.is_set() == (key is None)
+
+
 # --- Errors --------------------------------------------------------------------------------------------
 
 

@@ -57,7 +57,6 @@ class _House:
     """What all routes of one app share."""
 
     office: Office
-    is_ready: Callable[[], bool]
     room: Room
 
 
@@ -72,12 +71,11 @@ def make_app(
 
     Args:
         office: What is asked.
-        is_ready: Whether new runs are taken. While it says no, a connection that breaks cancels no run: it
-            may be we who broke it.
+        is_ready: Whether new runs are taken.
         metrics: What `/metrics` gives; None for no such path.
         routes: All that takes a key.
     """
-    house = _House(office=office, is_ready=is_ready, room=Room())
+    house = _House(office=office, room=Room())
     openapi = document(routes, version("rlm-orchestrator"))
 
     async def healthz(_request: Request) -> Response:
@@ -149,7 +147,6 @@ async def _let_in(route: Route, house: _House, caller: Caller, request: Request,
         body=body,
         query=query,
         room=held,
-        is_draining=lambda: not house.is_ready(),
     )
 
 

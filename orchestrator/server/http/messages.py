@@ -2,7 +2,8 @@
 
 A stream follows the order that the API documents: message_start, content_block_start, content_block_delta...,
 content_block_stop, message_delta with the usage, message_stop; `ping` while the run works. A client that
-hangs up cancels its run, unless it gave an `Idempotency-Key`: that says that it will come again for it.
+hangs up cancels its run, and so does a server that drains under it, unless it gave an `Idempotency-Key`: that
+says that it will come again for it.
 
 Source: the pages "Messages" and "Streaming messages" of Anthropic's API reference; field names as in the
 `anthropic` SDK 2.12.
@@ -31,7 +32,7 @@ from orchestrator.server.http.messages_mapping import (
 from orchestrator.server.http.refusals import OVERLOADED, RequestRefusedError, body_of, told
 from orchestrator.server.http.resources import idempotency_key, new_idempotency_key
 from orchestrator.server.http.routes import Call, Route
-from orchestrator.server.http.streams import Stream, closed_after, while_connected, with_pauses
+from orchestrator.server.http.streams import OnHangUp, Stream, closed_after, while_connected, with_pauses
 from orchestrator.service.port import Question
 from orchestrator.store.books import RunRow, RunState
 
@@ -98,18 +99,23 @@ async def _messages(call: Call) -> Response:
     call.room.release()
     headers = {"request-id": run.run_id}
 
-    async def on_hang_up() -> None:
-        if key is None and not call.is_draining():
+    async def give_up() -> None:
+        """Nobody will come for the answer any more."""
+        if key is None:
             await _cancel(call, run)
 
     if wants_stream:
         return Stream(
-            _events(call, run, model, max_tokens),
+            _events(call, run, model, max_tokens, give_up),
             media_type="text/event-stream",
             headers={**headers, "x-accel-buffering": "no"},
-            on_hang_up=on_hang_up,
+            on_hang_up=give_up,
         )
-    whole = await while_connected(_whole(call, run, model, max_tokens), call.request, on_hang_up)
+    try:
+        whole = await while_connected(_whole(call, run, model, max_tokens), call.request, give_up)
+    except errors.UnavailableError:
+        await give_up()
+        raise
     if whole is None:
         raise RequestRefusedError(499, "api_error", "the client hung up")
     return Response(whole, media_type="application/json", headers=headers)
@@ -197,7 +203,9 @@ def _sse(kind: str, **body: object) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (kind.encode(), _dumped({"type": kind, **body}))
 
 
-async def _events(call: Call, run: RunRow, model: str, max_tokens: int) -> AsyncGenerator[bytes, None]:
+async def _events(
+    call: Call, run: RunRow, model: str, max_tokens: int, give_up: OnHangUp
+) -> AsyncGenerator[bytes, None]:
     """The reply as a stream. An error in it is an event: its status was sent long ago."""
     watched = _Watched()
     start = message_json(run.run_id, model, content=[], stop_reason=None, usage=watched.usage)
@@ -224,6 +232,8 @@ async def _events(call: Call, run: RunRow, model: str, max_tokens: int) -> Async
                     delta = {"type": "text_delta", "text": part[at : at + _DELTA_CHARS]}
                     yield _sse("content_block_delta", index=0, delta=delta)
     except (errors.OrchestratorError, RequestRefusedError) as error:
+        if isinstance(error, errors.UnavailableError):
+            await give_up()
         refusal, message = told(error)
         yield _sse("error", error=body_of(refusal, message)["error"])
         return

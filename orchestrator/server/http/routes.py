@@ -30,8 +30,6 @@ class Call:
     query: BaseModel
     room: HeldRoom
     """What its body takes; given back at its end, or before."""
-    is_draining: Callable[[], bool]
-    """The server is about to end, so that a connection that breaks says nothing about its client."""
 
     def take_body(self, form: type[Model]) -> Model:
         """The body, of the form that its route declares. Once: it may be long, and is not kept here."""
