@@ -6,6 +6,7 @@ plus what the provider adds itself, can't be too low. It is about four times too
 ledger makes up for that by waiting for holds to come back, never by guessing (budget, rule 5).
 """
 
+from collections.abc import Iterator
 from operator import attrgetter
 
 from orchestrator.conversation import Conversation, utf8_bytes
@@ -31,4 +32,5 @@ def input_bound_tokens(system: str, conversation: Conversation, *, python_tool: 
 
 def request_bytes(system: str, conversation: Conversation) -> int:
     """What a request says, in bytes of UTF-8: all that is ours or the model's, without any wire format."""
-    return utf8_bytes(system) + sum(map(_LENGTH, conversation))
+    lengths_bytes: Iterator[int] = map(_LENGTH, conversation)
+    return utf8_bytes(system) + sum(lengths_bytes)
