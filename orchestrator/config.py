@@ -11,7 +11,7 @@ from orchestrator.models.platforms import Bedrock, Foundry, Platform, Vertex
 from orchestrator.models.provider.environment import environment_for
 from orchestrator.models.provider.sealed import VARIABLE
 from orchestrator.sandbox.pool_rules import WhenEmpty
-from orchestrator.sandbox.runtimes import EVERYBODY
+from orchestrator.sandbox.runtimes import EVERYBODY, RUNTIMES
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 """Of a root run, unless something says otherwise ..."""
@@ -40,6 +40,7 @@ _KNOWN = {
     "RLM_SUB_MODEL",
     "RLM_MAX_RUNS",
     "RLM_DRAIN_S",
+    "RLM_RUNTIMES",
     "RLM_TLS_CERT_FILE",
     "RLM_TLS_KEY_FILE",
     "RLM_TLS_CLIENT_CA_FILE",
@@ -110,6 +111,9 @@ class ServiceSettings:
     """RLM_SUB_MODEL, of the sub-calls and child runs of those."""
     max_runs: int = 64
     """RLM_MAX_RUNS, root runs at once; mostly RLM_MAX_SANDBOXES binds before."""
+    runtimes: Sequence[str] = ()
+    """RLM_RUNTIMES, `runc`, `runsc` or both, separated by commas: what runs may ask for; the first is for
+    those that don't. Empty for runc, and runsc too where RLM_RUNSC_TENANTS holds somebody to it."""
     drain_s: float = 30.0
     """RLM_DRAIN_S, what running runs have to end when the server is to end. Those that have not are resumed
     by the next one."""
@@ -202,6 +206,7 @@ def _service(environment: Mapping[str, str]) -> ServiceSettings:
         model=environment.get("RLM_MODEL") or plain.model,
         sub_model=environment.get("RLM_SUB_MODEL") or environment.get("RLM_MODEL") or plain.sub_model,
         max_runs=_positive(environment, "RLM_MAX_RUNS", plain.max_runs),
+        runtimes=_runtimes(environment),
         drain_s=float(_whole(environment, "RLM_DRAIN_S", int(plain.drain_s))),
         tls_cert_file=_path(environment, "RLM_TLS_CERT_FILE"),
         tls_key_file=_path(environment, "RLM_TLS_KEY_FILE"),
@@ -216,6 +221,14 @@ def _service(environment: Mapping[str, str]) -> ServiceSettings:
     if settings.traces and not settings.traces.startswith(("http://", "https://")):
         raise InvalidRequestError(f"RLM_TRACES must be an http or https address, not {settings.traces!r}")
     return settings
+
+
+def _runtimes(environment: Mapping[str, str]) -> tuple[str, ...]:
+    runtimes = _listed(environment.get("RLM_RUNTIMES", ""))
+    odd = sorted(set(runtimes) - set(RUNTIMES))
+    if odd:
+        raise InvalidRequestError(f"RLM_RUNTIMES must list {' or '.join(RUNTIMES)}, not {odd[0]!r}")
+    return runtimes
 
 
 def _path(environment: Mapping[str, str], name: str) -> Path | None:

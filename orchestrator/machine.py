@@ -80,29 +80,41 @@ async def open_workplace(settings: Settings) -> AsyncIterator[Workplace]:
 
 
 @asynccontextmanager
-async def open_machine(settings: Settings, workplace: Workplace, *, runtime: str) -> AsyncIterator[Machine]:
+async def open_machine(
+    settings: Settings, workplace: Workplace, *, runtime: str, also: Sequence[str] = ()
+) -> AsyncIterator[Machine]:
     """The machine's engine, for the length of the block.
 
     What a killed orchestrator left behind is removed first.
 
+    Args:
+        settings: The process's settings.
+        workplace: This process's directory.
+        runtime: On which sandboxes run.
+        also: Other runtimes on which some may.
+
     Raises:
-        EngineError: No engine answers, or it lacks the runtime or another part of the wall: see
+        EngineError: No engine answers, or it lacks a runtime or another part of the wall: see
             `engine.fit_engine`.
         ImageMissingError: The sandbox image has to be built.
     """
     allow_open_files(settings.max_sandboxes)
+    for other in also:
+        found = await asyncio.to_thread(fit_engine, settings, runtime=other)
+        found.client.close()
     engine, pinned_image_id = await asyncio.to_thread(_connect, settings, runtime)
     instance, slots = workplace.instance, SandboxSlots(settings.max_sandboxes)
     given = resources(settings.sandbox, runtime)
+    of_others = {other: resources(settings.sandbox, other) for other in also}
     driver = DockerDriver(
         engine.client.api,
         image_id=pinned_image_id,
         instance_id=instance.instance_id,
         resources=given,
+        of_runtimes=of_others,
     )
-    pool = SandboxPool(
-        SandboxMaker(instance, driver), plans(settings.pool, runtime), capacity=settings.max_sandboxes
-    )
+    planned = {name: plan for one in (runtime, *also) for name, plan in plans(settings.pool, one).items()}
+    pool = SandboxPool(SandboxMaker(instance, driver), planned, capacity=settings.max_sandboxes)
 
     def withhold(count: int) -> None:
         """A sandbox that cannot be ended takes the place of another one."""
@@ -115,7 +127,12 @@ async def open_machine(settings: Settings, workplace: Workplace, *, runtime: str
             yield Machine(
                 contexts=workplace.contexts,
                 leases=SandboxLeases(
-                    instance, driver, memory_bytes=given.memory_bytes, sizes=sizes(given), pool=pool
+                    instance,
+                    driver,
+                    memory_bytes=given.memory_bytes,
+                    sizes=sizes(given),
+                    of_runtimes={other: sizes(of_it) for other, of_it in of_others.items()},
+                    pool=pool,
                 ),
                 slots=slots,
                 pool=pool,

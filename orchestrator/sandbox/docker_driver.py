@@ -79,12 +79,28 @@ class DockerDriver:
     """See `SandboxDriver`."""
 
     def __init__(
-        self, client: APIClient, *, image_id: str, instance_id: InstanceId, resources: Resources
+        self,
+        client: APIClient,
+        *,
+        image_id: str,
+        instance_id: InstanceId,
+        resources: Resources,
+        of_runtimes: Mapping[str, Resources] | None = None,
     ) -> None:
+        """Makes sandboxes of one image.
+
+        Args:
+            client: Of the engine.
+            image_id: Of the image.
+            instance_id: Whose they are.
+            resources: Of each sandbox ...
+            of_runtimes: ... but of those on these runtimes.
+        """
         self._client = client
         self._image_id = image_id
         self._instance_id = instance_id
         self._resources = resources
+        self._of_runtimes = of_runtimes or {}
         self._calls = EngineCalls(ENGINE_CALLS_AT_ONCE)
         self._starts = asyncio.Semaphore(ENGINE_STARTS_AT_ONCE)
         self._counters: dict[SandboxId, CgroupCounters] = {}
@@ -114,7 +130,8 @@ class DockerDriver:
 
     async def _start(self, spec: SandboxSpec) -> None:
         sandbox_id = spec.sandbox_id
-        body = create_arguments(spec, self._resources, image=self._image_id, instance_id=self._instance_id)
+        given = self._of_runtimes.get(spec.runtime, self._resources)
+        body = create_arguments(spec, given, image=self._image_id, instance_id=self._instance_id)
         name = _name(sandbox_id)
         try:
             created = await self._ask(sandbox_id, lambda: self._create(body, name, spec), ENGINE_CALL_S)

@@ -99,6 +99,7 @@ class SandboxLeases:
         *,
         memory_bytes: int,
         sizes: Mapping[Resource, int] | None = None,
+        of_runtimes: Mapping[str, Mapping[Resource, int]] | None = None,
         pool: SandboxPool | None = None,
     ) -> None:
         """Makes leases.
@@ -107,13 +108,15 @@ class SandboxLeases:
             instance: Whose sandboxes they are.
             driver: Makes them.
             memory_bytes: Of each sandbox.
-            sizes: Of what a sandbox has only so much, for telling what a cell used up.
+            sizes: Of what a sandbox has only so much, for telling what a cell used up ...
+            of_runtimes: ... but of those on these runtimes.
             pool: Where sandboxes come from; None to make each when it is asked for.
         """
         self._pool = pool or SandboxPool(SandboxMaker(instance, driver))
         self._driver = driver
         self._max_str_bytes = memory_bytes // _STR_SHARE
         self._sizes = {Resource.MEMORY: memory_bytes, **(sizes or {})}
+        self._of_runtimes = of_runtimes or {}
 
     @asynccontextmanager
     async def open(
@@ -165,4 +168,5 @@ class SandboxLeases:
                 await stack.aclose()
                 made = await begun(stack, own=True)
             wait_s = time.monotonic() - asked_s
-            yield LeasedSandbox(made, self._driver, sizes=self._sizes, wait_s=wait_s, hash_seed=hash_seed)
+            sizes = self._of_runtimes.get(runtime, self._sizes)
+            yield LeasedSandbox(made, self._driver, sizes=sizes, wait_s=wait_s, hash_seed=hash_seed)

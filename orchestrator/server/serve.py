@@ -10,7 +10,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +95,10 @@ async def serving(
         home = stack.enter_context(_own(service_dir))
         url = settings.service.store or f"sqlite:///{settings.state_dir.absolute() / 'service.db'}"
         database = await stack.enter_async_context(open_database(url))
-        runtime = GVISOR if EVERYBODY in settings.runsc_tenants else RUNC
-        machine = await stack.enter_async_context(open_machine(settings, workplace, runtime=runtime))
+        runtime, *others = _runtimes(settings)
+        machine = await stack.enter_async_context(
+            open_machine(settings, workplace, runtime=runtime, also=others)
+        )
         for warning in _warnings(settings, machine):
             say(warning)
         models = await stack.enter_async_context(open_access(settings, provider))
@@ -115,14 +117,15 @@ async def serving(
             open_office(
                 OfficeParts(
                     books=books,
-                    machines={runtime: machine},
+                    machine=machine,
                     models=models,
                     offer=Offer(
                         model=settings.service.model,
                         sub_model=settings.service.sub_model,
                         models_allowed=settings.models_allowed,
-                        runtimes=(runtime,),
+                        runtimes=(runtime, *others),
                         max_sandboxes=settings.max_sandboxes,
+                        held_to_gvisor=settings.runsc_tenants,
                     ),
                     open_account=accounts_of(books),
                     contexts_dir=service_dir / "contexts",
@@ -166,6 +169,15 @@ def accounts_of(books: Books) -> Callable[[TenantRow, RunId], SqlTenantAccount]:
         return SqlTenantAccount(books.usage, tenant.tenant_id, tree=tree, windows=windows_now)
 
     return open_account
+
+
+def _runtimes(settings: Settings) -> Sequence[str]:
+    """What the server offers, the one for those who don't ask first."""
+    if settings.service.runtimes:
+        return settings.service.runtimes
+    if EVERYBODY in settings.runsc_tenants:
+        return (GVISOR,)
+    return (RUNC, GVISOR) if settings.runsc_tenants else (RUNC,)
 
 
 async def _drain(office: ServiceOffice, port: Port) -> None:

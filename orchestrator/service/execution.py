@@ -158,7 +158,7 @@ class Execution:
         self,
         *,
         books: Books,
-        machines: Mapping[str, Machine],
+        machine: Machine,
         models: ModelAccess,
         desk: ContextDesk,
         shelf: ContextShelf,
@@ -172,7 +172,7 @@ class Execution:
 
         Args:
             books: The database.
-            machines: By runtime. They share their sandboxes.
+            machine: Where they run.
             models: Connected.
             desk: Where the contexts of runs are.
             shelf: Where they are kept between runs, on the machines.
@@ -183,7 +183,7 @@ class Execution:
             hooks: Told of runs.
         """
         self._books = books
-        self._machines = machines
+        self._machine = machine
         self._models = models
         self._desk = desk
         self._shelf = shelf
@@ -234,6 +234,8 @@ class Execution:
         if row.run_id in self._jobs:
             raise InvariantError("a run was submitted twice")
         self._enqueue(row, tenant)
+        # A thousand may wait, with questions of a megabyte each: those are read when they are needed.
+        row = replace(row, question="", answer=None)
         on_stored = self._watching.here(row.run_id)
         record = _Record(self._books.trees.tree(row.tenant_id, row.run_id, on_stored=on_stored))
         self._jobs[row.run_id] = _Job(row, tenant, resume, billed or Bill(), record)
@@ -294,7 +296,7 @@ class Execution:
             await asyncio.wait(self._tasks)
 
     def _enqueue(self, row: RunRow, tenant: TenantRow) -> None:
-        chain = decide(row.options, tenant.rules, self._offer).limits.max_depth + 1
+        chain = decide(row.options, tenant, self._offer).limits.max_depth + 1
         self._queue.add(
             Waiting(row.run_id, row.tenant_id, chain), max_running=tenant.rules.max_concurrent_runs
         )
@@ -328,7 +330,7 @@ class Execution:
                     max_concurrent=job.tenant.rules.max_concurrent_runs,
                 )
             )
-            stored = None if is_started else await self._books.runs.run(row.tenant_id, row.run_id)
+            stored = await self._books.runs.run(row.tenant_id, row.run_id)
         except StoreError as error:
             _log.warning("run %s cannot be started yet: %s", row.run_id, error)
             is_started, stored = False, row
@@ -337,7 +339,8 @@ class Execution:
             is_started, stored = job.leave is not None, row
             if not is_started:
                 raise
-        if is_started:
+        if is_started and stored is not None:
+            job.row = stored
             return True
         if stored is None or stored.state is RunState.ENDED:
             job.row = stored or replace(row, state=RunState.ENDED)
@@ -381,8 +384,8 @@ class Execution:
 
     async def _run(self, job: _Job, observers: Sequence[Observer]) -> End:
         row, tenant_id = job.row, job.row.tenant_id
-        decided = decide(row.options, job.tenant.rules, self._offer)
-        machine = self._machines[decided.runtime]
+        decided = decide(row.options, job.tenant, self._offer)
+        machine = self._machine
         tenant = Tenant(tenant_id=tenant_id, account=self._open_account(job.tenant, row.run_id))
         async with (
             self._context(row, machine, tenant) as context,
@@ -494,6 +497,10 @@ class Execution:
                 return await store()
             except StoreError as error:
                 _log.warning("%s is not stored yet: %s", what, error)
+            except OrchestratorError as error:
+                # Its tenant was removed meanwhile, and the run with it.
+                _log.error("%s is not stored: %s", what, error)
+                return None
             if self._draining.is_set():
                 return None
             with suppress(TimeoutError):
@@ -514,8 +521,13 @@ class Execution:
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
         return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a task of the service failed", exc_info=task.exception())
 
 
 CANCELLED = End(Outcome.CANCELLED.value, "the run was cancelled")

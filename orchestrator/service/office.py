@@ -97,8 +97,7 @@ class OfficeParts:
     """What a service is made of. Whoever opens it owns all of it."""
 
     books: Books
-    machines: Mapping[str, Machine]
-    """By runtime."""
+    machine: Machine
     models: ModelAccess
     offer: Offer
     open_account: OpenAccount
@@ -123,13 +122,12 @@ class ServiceOffice:
         self._drain_grace_s = parts.drain_grace_s
         self._hooks = parts.hooks
         self._is_draining = False
-        # The machines share one store of contexts.
-        self._shelf = ContextShelf(next(iter(parts.machines.values())).contexts)
+        self._shelf = ContextShelf(parts.machine.contexts)
         self._desk = ContextDesk(parts.contexts_dir, books.contexts, home=parts.home)
         self._watching = Watching(books.trees)
         self._execution = Execution(
             books=books,
-            machines=parts.machines,
+            machine=parts.machine,
             models=parts.models,
             desk=self._desk,
             shelf=self._shelf,
@@ -438,7 +436,7 @@ class ServiceOffice:
         check_idempotency_key(question.idempotency_key)
         check_question(question.question)
         rules = caller.tenant.rules
-        decided = decide(question.options, rules, self._offer)
+        decided = decide(question.options, caller.tenant, self._offer)
         cards = self._models.chosen(wanted_by(decided))
         check_models(_named(cards, decided), rules, self._offer)
         return decided

@@ -23,7 +23,8 @@ from orchestrator.conversation import Dialect
 from orchestrator.errors import InvalidRequestError, NotAllowedError
 from orchestrator.limits import RunLimits
 from orchestrator.models.catalogue import SCRIPTED_PREFIX
-from orchestrator.store.books import Role, TenantRules
+from orchestrator.sandbox.runtimes import EVERYBODY, GVISOR, RUNTIMES
+from orchestrator.store.books import Role, TenantRow, TenantRules
 
 NEEDED: Mapping[str, Role] = {
     "CreateRun": Role.RUN,
@@ -92,6 +93,8 @@ class Offer:
     runtimes: Sequence[str]
     """The first is the one for those who don't ask."""
     max_sandboxes: int
+    held_to_gvisor: frozenset[str] = frozenset()
+    """Ids of tenants, or `*` (RLM_RUNSC_TENANTS): see `sandbox.runtimes`."""
 
     @property
     def scripted(self) -> frozenset[str]:
@@ -126,14 +129,15 @@ class Decided:
         }
 
 
-def decide(options: Mapping[str, object], rules: TenantRules, offer: Offer) -> Decided:
+def decide(options: Mapping[str, object], tenant: TenantRow, offer: Offer) -> Decided:
     """How a run with these options will be answered. What is decided once is decided again the same way,
-    unless rules or offer have narrowed since.
+    unless the tenant's rules or the offer have narrowed since.
 
     Raises:
         InvalidRequestError: An option makes no sense.
         NotAllowedError: A model or runtime that the tenant may not have.
     """
+    rules = tenant.rules
     unknown = sorted(options.keys() - _NAMES)
     if unknown:
         raise InvalidRequestError(f"unknown options: {', '.join(unknown)[:200]}")
@@ -144,7 +148,7 @@ def decide(options: Mapping[str, object], rules: TenantRules, offer: Offer) -> D
         model=model or offer.model,
         sub_model=sub_model,
         allow_models=allow,
-        runtime=_runtime(_text(options, "runtime"), rules, offer),
+        runtime=_runtime(_text(options, "runtime"), tenant, offer),
         dialect=_dialect(_text(options, "dialect")),
         memoise=_flag(options, "memoise"),
         limits=_limits(options, rules, offer),
@@ -279,8 +283,10 @@ def _dialect(name: str) -> Dialect:
     return Dialect(name) if name else Dialect.TOOLS
 
 
-def _runtime(asked: str, rules: TenantRules, offer: Offer) -> str:
-    allowed = [one for one in offer.runtimes if not rules.runtimes or one in rules.runtimes]
+def _runtime(asked: str, tenant: TenantRow, offer: Offer) -> str:
+    is_held = not offer.held_to_gvisor.isdisjoint({tenant.tenant_id, EVERYBODY})
+    may_have = {GVISOR} if is_held else set(tenant.rules.runtimes or RUNTIMES)
+    allowed = [one for one in offer.runtimes if one in may_have]
     if asked and asked not in allowed:
         raise NotAllowedError(
             f"the runtime {asked[:40]!r} is not one that this server offers you:"

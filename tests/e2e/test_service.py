@@ -66,7 +66,7 @@ class Process:
 
 
 @asynccontextmanager
-async def serving(directory: Path, settings: Settings) -> AsyncIterator[Process]:
+async def serving(directory: Path, settings: Settings, **more: str) -> AsyncIterator[Process]:
     """A server on a state directory, for the length of the block or until its test has ended it."""
     script = directory / "script.py"
     script.write_text(f"LOG = {str(directory / 'asked')!r}\n{SCRIPT}")
@@ -77,7 +77,7 @@ async def serving(directory: Path, settings: Settings) -> AsyncIterator[Process]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "orchestrator", "serve",
         "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--state-dir", str(directory / "state"),
-        env={**others, **ours},
+        env={**others, **ours, **more},
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -115,8 +115,10 @@ async def client(server: Process, key: str) -> AsyncIterator[Callable[[str, Any]
         yield call
 
 
-def asking(key: str, question: bytes) -> pb.CreateRunRequest:
-    return pb.CreateRunRequest(idempotency_key=key, question=question, text=b"x" * 100)
+def asking(key: str, question: bytes, runtime: str = "") -> pb.CreateRunRequest:
+    return pb.CreateRunRequest(
+        idempotency_key=key, question=question, text=b"x" * 100, options=pb.RunOptions(runtime=runtime)
+    )
 
 
 async def kinds(call: Callable[[str, Any], Any], run_id: str, last: str = "") -> Sequence[dict[str, Any]]:
@@ -167,5 +169,26 @@ async def test_a_server_that_ends_in_the_middle_of_a_run_is_followed_by_one_that
         assert (directory / "asked").read_text() == "how are you?\n", "no answer was paid for twice"
         again = await call("CreateRun", asking("1", b"How many, slowly? (slow)"))
         assert again.existed
+        assert await server.end(signal.SIGTERM) == 0
+    assert not containers_of(engine, directory / "state")
+
+
+@pytest.mark.runsc
+async def test_one_server_has_runs_on_both_runtimes_and_offers_no_other(
+    directory: Path, settings: Settings, engine: DockerClient
+) -> None:
+    async with serving(directory, settings, RLM_RUNTIMES="runsc,runc") as server:
+        key = await new_key(directory)
+        async with client(server, key) as call:
+            runs = {
+                asked: (await call("CreateRun", asking(asked or "any", b"How many?", asked))).run
+                for asked in ("", "runc", "runsc")
+            }
+            for asked, run in runs.items():
+                assert run.options.runtime == (asked or "runsc")
+                events = await kinds(call, run.run_id)
+                (leased,) = [event for event in events if event["kind"] == "sandbox_leased"]
+                assert leased["runtime"] == run.options.runtime
+                assert events[-1]["outcome"] == "answered"
         assert await server.end(signal.SIGTERM) == 0
     assert not containers_of(engine, directory / "state")

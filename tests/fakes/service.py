@@ -122,7 +122,7 @@ async def open_server(
             open_office(
                 OfficeParts(
                     books=books,
-                    machines={"runc": machine},
+                    machine=machine,
                     models=ModelAccess(policy, client),
                     offer=Offer(
                         model=CARD.name,
