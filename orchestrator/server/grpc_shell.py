@@ -353,8 +353,14 @@ class Port:
         """With the port that was chosen, where 0 was asked for."""
         self._health = health_servicer
 
-    async def not_ready(self) -> None:
-        """Health says from now on that no new runs are taken."""
+    async def say_ready(self, is_ready: bool) -> None:
+        """Health says whether new runs are taken."""
+        said = health_pb2.HealthCheckResponse
+        for service in ("", SERVICE):
+            await self._health.set(service, said.SERVING if is_ready else said.NOT_SERVING)
+
+    async def shut(self) -> None:
+        """Health says from now on, whatever `say_ready` is told, that no new runs are taken."""
         await self._health.enter_graceful_shutdown()
 
 
@@ -375,8 +381,6 @@ async def open_port(office: Office, address: str, *, tls: Tls | None = None) -> 
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    for service in ("", SERVICE):
-        await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
     try:
         port = (
             server.add_insecure_port(address)
@@ -387,7 +391,9 @@ async def open_port(office: Office, address: str, *, tls: Tls | None = None) -> 
     except RuntimeError as error:
         raise MachineError(f"nothing can listen on {address!r}; is a server there already?") from error
     try:
-        yield Port(f"{address.rpartition(':')[0]}:{port}", health_servicer)
+        opened = Port(f"{address.rpartition(':')[0]}:{port}", health_servicer)
+        await opened.say_ready(True)
+        yield opened
     finally:
         # Watches have been ended by the service; what is left has seconds.
         await server.stop(grace=2.0)

@@ -26,6 +26,7 @@ from orchestrator.server.grpc_shell import Port, Tls, open_port
 from orchestrator.server.http.app import make_app
 from orchestrator.server.http.listening import Certificates, listening
 from orchestrator.server.metrics import ServiceMetrics
+from orchestrator.server.readiness import Readiness, looking
 from orchestrator.server.traces import open_traces
 from orchestrator.service import windows
 from orchestrator.service.books import Books
@@ -78,17 +79,19 @@ async def serve(
         CallerError: A setting makes no sense.
         MachineError: The machine lacks something.
     """
-    async with serving(settings, provider, say=say) as (served, drain):
+    async with _serving(settings, provider, stop=stop, say=say) as (served, drain, readiness):
         on_ready(served)
         await stop.wait()
         await drain()
+        if readiness.broken:
+            raise MachineError(readiness.broken)
 
 
 @asynccontextmanager
-async def serving(
-    settings: Settings, provider: ProviderProcess | None, *, say: Callable[[str], None]
-) -> AsyncIterator[tuple[Served, Callable[[], Awaitable[None]]]]:
-    """A server for the length of the block, and what drains it. See `serve`."""
+async def _serving(
+    settings: Settings, provider: ProviderProcess | None, *, stop: asyncio.Event, say: Callable[[str], None]
+) -> AsyncIterator[tuple[Served, Callable[[], Awaitable[None]], Readiness]]:
+    """A server for the length of the block, and what drains it."""
     async with AsyncExitStack() as stack:
         workplace = await stack.enter_async_context(open_workplace(settings))
         service_dir = settings.state_dir / "service"
@@ -139,11 +142,14 @@ async def serving(
         port = await stack.enter_async_context(
             open_port(office, settings.service.grpc, tls=_tls(settings.service))
         )
-        http = await stack.enter_async_context(_http(settings.service, office, metrics))
-        yield (
-            Served(office=office, grpc=port.address, http=http),
-            lambda: _drain(office, port),
-        )
+        readiness = Readiness(database, provider)
+
+        def is_ready() -> bool:
+            return office.is_ready and readiness.is_ready
+
+        http = await stack.enter_async_context(_http(settings.service, office, is_ready, metrics))
+        await stack.enter_async_context(looking(readiness, say_ready=port.say_ready, on_broken=stop.set))
+        yield Served(office=office, grpc=port.address, http=http), lambda: _drain(office, port), readiness
 
 
 def books_of(database: Database) -> Books:
@@ -181,7 +187,7 @@ def _runtimes(settings: Settings) -> Sequence[str]:
 
 
 async def _drain(office: ServiceOffice, port: Port) -> None:
-    await port.not_ready()
+    await port.shut()
     await office.drain()
 
 
@@ -222,7 +228,10 @@ def _home_id(fd: int) -> str:
 
 @asynccontextmanager
 async def _http(
-    settings: ServiceSettings, office: ServiceOffice, metrics: ServiceMetrics
+    settings: ServiceSettings,
+    office: ServiceOffice,
+    is_ready: Callable[[], bool],
+    metrics: ServiceMetrics,
 ) -> AsyncIterator[str]:
     if settings.http == HTTP_OFF:
         yield ""
@@ -235,7 +244,7 @@ async def _http(
             key=str(settings.tls_key_file),
             client_authority=str(settings.tls_client_ca_file) if settings.tls_client_ca_file else None,
         )
-    app = make_app(office, lambda: office.is_ready, metrics.exposition)
+    app = make_app(office, is_ready, metrics.exposition)
     async with listening(app, host=host, port=port, certificates=certificates) as (_, bound):
         yield f"{settings.http.rpartition(':')[0]}:{bound}"
 

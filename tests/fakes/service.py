@@ -31,7 +31,7 @@ from orchestrator.service.hooks import ServiceHook
 from orchestrator.service.office import OfficeParts, ServiceOffice, open_office
 from orchestrator.service.rules import Offer
 from orchestrator.store.books import Role, TenantRow, TenantRules
-from orchestrator.store.database import open_database
+from orchestrator.store.database import Database, open_database
 from tests.fakes.in_process_driver import InProcessDriver
 from tests.fakes.tree import CARD
 
@@ -61,6 +61,7 @@ class Server:
     port: Port
     driver: InProcessDriver
     directory: Path
+    database: Database
 
     async def account(self, name: str, rules: TenantRules | None = None) -> Account:
         """A new tenant."""
@@ -70,7 +71,7 @@ class Server:
 
     async def drain(self) -> None:
         """As SIGTERM does."""
-        await self.port.not_ready()
+        await self.port.shut()
         await self.office.drain()
 
     @asynccontextmanager
@@ -141,4 +142,4 @@ async def open_server(
             )
         )
         port = await stack.enter_async_context(open_port(office, "127.0.0.1:0", tls=tls))
-        yield Server(office, books, port, driver, directory)
+        yield Server(office, books, port, driver, directory, database)

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from rlm_proto.v1 import run_pb2 as pb
 from rlm_proto.v1 import types_pb2
 
+from orchestrator.errors import StoreError
 from orchestrator.ids import RunId, new_context_id, new_run_id
 from orchestrator.rpc.status import DETAIL_KEY
 from orchestrator.service import office
@@ -593,6 +594,43 @@ async def test_what_a_server_left_is_taken_up_by_the_next_one(directory: Path, k
             for run in (await stub.ListRuns(pb.ListRunsRequest(), **key(account.read))).runs
         )
         assert usage.day.tokens == total, "nothing drawn is lost"
+
+
+async def test_a_run_whose_events_cannot_be_stored_stops_and_goes_on_when_they_can(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = asyncio.Event()
+    model = FakeModel(when(go, runs(ANSWERS)), otherwise=runs(ANSWERS))
+    async with open_server(directory, model) as server, server.stub() as stub:
+        account = await server.account("acme")
+        run = await created(stub, account)
+        await until(lambda: len(model.asked) == 1)
+        write, is_away, refused = server.database.write, True, 0
+
+        async def away(work: Any, *, lane: str = "") -> Any:
+            nonlocal refused
+            if is_away:
+                refused += 1
+                raise StoreError("the disk is full")
+            return await write(work, lane=lane)
+
+        monkeypatch.setattr(server.database, "write", away)
+        error = await refusal(stub.CreateRun(asking("2"), **key(account.run)))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert "disk" not in (error.details() or ""), "that is the operator's business"
+        go.set()
+        await until(lambda: refused >= 4)
+        assert server.driver.live_at_most == 1
+        assert not await server.driver.found(), "its sandbox is gone"
+        assert len(model.asked) == 1, "nothing is asked that could not be written down"
+        is_away = False
+        async with asyncio.timeout(30):
+            while told := await stub.GetRun(pb.GetRunRequest(run_id=run.run_id), **key(account.read)):
+                if told.run.state == pb.RUN_STATE_ENDED:
+                    break
+                await asyncio.sleep(0.05)
+        assert (told.run.outcome, told.run.answer, told.run.resumed) == ("answered", b"forty-two", 1)
+        assert (told.run.confirmed.calls, told.run.unconfirmed.calls) == (1, 1)
 
 
 async def test_only_an_interrupted_run_can_be_resumed(stub: Any, account: Account) -> None:

@@ -82,6 +82,11 @@ class ProviderProcess:
         """Of the process."""
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is gone. Nobody can start another: the credentials went with it."""
+        return self._process.poll() is not None
+
     def close(self) -> None:
         """End it. It has nothing to finish: calls in flight have been settled as lost before, or are now.
 
