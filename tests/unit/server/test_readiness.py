@@ -57,16 +57,16 @@ async def test_a_server_whose_provider_process_has_ended_gives_up(
     readiness: Readiness, process: FakeProcess
 ) -> None:
     said: list[bool] = []
-    over = asyncio.Event()
+    looked, over = asyncio.Event(), asyncio.Event()
 
     async def say_ready(is_ready: bool) -> None:
         said.append(is_ready)
+        looked.set()
 
     async with looking(readiness, say_ready=say_ready, on_broken=over.set, every_s=0.001):
-        while not said:
-            await asyncio.sleep(0.001)
-        process.has_ended = True
         async with asyncio.timeout(10):
+            await looked.wait()
+            process.has_ended = True
             await over.wait()
     assert (said[0], said[-1]) == (True, False)
     assert "credentials" in readiness.broken
