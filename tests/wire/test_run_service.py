@@ -13,11 +13,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from rlm_proto.v1 import run_pb2 as pb
-from rlm_proto.v1 import types_pb2
+from rlm_proto.v1 import run_pb2_grpc, types_pb2
 
-from orchestrator.errors import StoreError
+from orchestrator.errors import MachineError, StoreError
 from orchestrator.ids import RunId, new_context_id, new_run_id
 from orchestrator.rpc.status import DETAIL_KEY
+from orchestrator.server.grpc_shell import Tls, open_port
 from orchestrator.service import office
 from orchestrator.service.rules import NEEDED
 from orchestrator.store.books import Quota, Role, RunState, TenantRules
@@ -655,3 +656,56 @@ async def test_the_port_has_reflection(server: Server) -> None:
 async def test_a_message_beyond_the_limit_is_refused(stub: Any, account: Account) -> None:
     error = await refusal(stub.CreateRun(asking(text=b"x" * (9 * 1024 * 1024)), **key(account.run)))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.fixture
+async def tls(directory: Path) -> Tls:
+    """A certificate that is its own authority, for the server and for its clients."""
+    certificate, private = directory / "certificate.pem", directory / "key.pem"
+    making = await asyncio.create_subprocess_exec(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+        "-keyout", private, "-out", certificate, "-days", "1", "-subj", "/CN=localhost",
+        "-addext", "subjectAltName=IP:127.0.0.1",
+        stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    assert await making.wait() == 0
+    return Tls(certificate_file=certificate, key_file=private, client_ca_file=certificate)
+
+
+async def test_with_tls_only_clients_with_a_certificate_of_the_authority_get_as_far_as_their_key(
+    directory: Path, tls: Tls
+) -> None:
+    certificate, private = tls.certificate_file.read_bytes(), tls.key_file.read_bytes()
+    known = grpc.ssl_channel_credentials(certificate, private, certificate)
+    stranger = grpc.ssl_channel_credentials(certificate)
+    async with open_server(directory, FakeModel(), tls=tls) as server:
+        account = await server.account("acme")
+
+        async def ask(channel: grpc.aio.Channel, secret: str) -> Any:
+            stub: Any = run_pb2_grpc.RunServiceStub(channel)
+            given = key(secret)
+            return await stub.GetUsage(pb.GetUsageRequest(), **{**given, "timeout": 5.0})
+
+        async with grpc.aio.secure_channel(server.port.address, known) as channel:
+            assert (await ask(channel, account.read)).live_runs == 0
+            error = await refusal(ask(channel, "rlm_nobody"))
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        async with grpc.aio.secure_channel(server.port.address, stranger) as channel:
+            error = await refusal(ask(channel, account.read))
+            assert error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+        async with grpc.aio.insecure_channel(server.port.address) as plain:
+            error = await refusal(ask(plain, account.read))
+            assert error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+async def test_a_port_that_is_taken_is_told(server: Server) -> None:
+    with pytest.raises(MachineError, match="listen"):
+        async with open_port(server.office, server.port.address):
+            pass
+
+
+async def test_a_certificate_that_is_missing_is_told_by_its_name(server: Server, tmp_path: Path) -> None:
+    missing = Tls(certificate_file=tmp_path / "none.pem", key_file=tmp_path / "none.key")
+    with pytest.raises(MachineError, match=r"none\.key.*RLM_TLS_"):
+        async with open_port(server.office, "127.0.0.1:0", tls=missing):
+            pass
