@@ -113,6 +113,10 @@ OF_THE_KIND = {
 }
 
 
+PATTERNS = {kind: (*ANY_TEXT, pattern) for kind, pattern in OF_THE_KIND.items()}
+PATTERNS["ascii"] += (WORDS,)
+
+
 class Bench:
     """A machine to lease sandboxes from."""
 
@@ -244,7 +248,7 @@ async def measure(megabytes: int, runtime: str) -> dict[str, Any]:
             files = await first_cells(bench, {"1 file": one, f"{_MANY_FILES:,} files": many}, FILE_CELL)
             deriving = deriving_ms(bench, texts["sparse"], many)
             searched = {
-                kind: await regular_expressions(bench, text, [*ANY_TEXT, OF_THE_KIND[kind], WORDS])
+                kind: await regular_expressions(bench, text, PATTERNS[kind])
                 for kind, text in texts.items()
             }
     return {
