@@ -113,7 +113,9 @@ OF_THE_KIND = {
 }
 
 
-PATTERNS = {kind: (*ANY_TEXT, pattern) for kind, pattern in OF_THE_KIND.items()}
+PATTERNS: dict[str, tuple[Pattern, ...]] = {
+    kind: (*ANY_TEXT, pattern) for kind, pattern in OF_THE_KIND.items()
+}
 PATTERNS["ascii"] += (WORDS,)
 
 
@@ -248,8 +250,7 @@ async def measure(megabytes: int, runtime: str) -> dict[str, Any]:
             files = await first_cells(bench, {"1 file": one, f"{_MANY_FILES:,} files": many}, FILE_CELL)
             deriving = deriving_ms(bench, texts["sparse"], many)
             searched = {
-                kind: await regular_expressions(bench, text, PATTERNS[kind])
-                for kind, text in texts.items()
+                kind: await regular_expressions(bench, text, PATTERNS[kind]) for kind, text in texts.items()
             }
     return {
         "aims": _aims(megabytes, first, files, searched),
