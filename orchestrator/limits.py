@@ -191,6 +191,12 @@ MAX_MESSAGES_BODY_BYTES = 64 * 1024 * 1024
 over until its run is stored; whoever has more uploads it."""
 MAX_HTTP_BODIES_BYTES = 256 * 1024 * 1024
 """Bodies under way, all clients together. While they are more, the next is asked to come again."""
+MAX_HTTP_CONNECTIONS = 4_000
+"""More are told to come again: sandboxes and gRPC need open files too."""
+HTTP_HEAD_S = 30.0
+"""From a connection's start to the end of its first request's headers."""
+HTTP_KEEP_ALIVE_S = 75
+"""A connection without a request is kept so long."""
 HTTP_BODY_PART_S = 30.0
 """From one part of a body to the next."""
 HTTP_BODY_S = 600.0

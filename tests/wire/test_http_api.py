@@ -427,6 +427,35 @@ async def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPa
         assert reply.status_code == 408
 
 
+@pytest.mark.parametrize("said", [b"", b"GET /v1/usage HTTP/1.1\r\nhost: x\r\n"])
+async def test_a_connection_whose_headers_do_not_come_is_closed(
+    monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(http_listening, "HTTP_HEAD_S", 0.1)
+    async with http_house() as house:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(house.url.rpartition(":")[2]))
+        writer.write(said)
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_second_request_whose_headers_do_not_come_is_given_up_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_listening, "HTTP_HEAD_S", 0.3)
+    monkeypatch.setattr(http_listening, "HTTP_KEEP_ALIVE_S", 0.5)
+    request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+    async with http_house() as house:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(house.url.rpartition(":")[2]))
+        writer.write(request)
+        assert (await reader.readuntil(b"alive")).startswith(b"HTTP/1.1 200 OK")
+        writer.write(b"GET /heal")
+        await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_while_too_many_long_bodies_are_under_way_the_next_comes_again_later() -> None:
     async with http_house() as house, house.client() as client:
         room = http_requests.Room(10)

@@ -9,13 +9,19 @@ from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrator.errors import InvalidRequestError
-from orchestrator.limits import HTTP_STREAMS_END_S, MAX_HTTP_HEADER_BYTES
+from orchestrator.limits import (
+    HTTP_HEAD_S,
+    HTTP_KEEP_ALIVE_S,
+    HTTP_STREAMS_END_S,
+    MAX_HTTP_CONNECTIONS,
+    MAX_HTTP_HEADER_BYTES,
+)
 from orchestrator.shielding import run_shielded
 
 _BACKLOG = 2_048
-_KEEP_ALIVE_S = 75
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +49,34 @@ class _UntilTheEnd:
             # The task ends here either way.
             if not self.is_ending:
                 raise
+
+
+class _Connection(H11Protocol):
+    """Closed when its headers don't come: uvicorn itself waits for them for ever."""
+
+    _due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(transport)
+        self._expect_head(HTTP_HEAD_S)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect_head(HTTP_KEEP_ALIVE_S + HTTP_HEAD_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._due is not None:
+            self._due.cancel()
+        super().connection_lost(exc)
+
+    def _expect_head(self, within_s: float) -> None:
+        if self._due is not None:
+            self._due.cancel()
+        self._due = self.loop.call_later(within_s, self._close_unless_asked, self.cycle)
+
+    def _close_unless_asked(self, before: object) -> None:
+        if self.cycle is before:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -78,8 +112,9 @@ async def listening(
     until_the_end = _UntilTheEnd(app)
     config = uvicorn.Config(
         until_the_end,
-        # Of uvicorn's two parsers the one that limits headers.
-        http="h11",
+        # h11 is the one of uvicorn's parsers that limits headers.
+        http=_Connection,
+        limit_concurrency=MAX_HTTP_CONNECTIONS,
         h11_max_incomplete_event_size=MAX_HTTP_HEADER_BYTES,
         ws="none",
         lifespan="off",
@@ -88,7 +123,7 @@ async def listening(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=HTTP_KEEP_ALIVE_S,
         timeout_graceful_shutdown=HTTP_STREAMS_END_S,
         backlog=_BACKLOG,
         ssl_certfile=certificates.certificate if certificates else None,

@@ -32,7 +32,7 @@ from orchestrator.server.http.messages_mapping import (
 from orchestrator.server.http.refusals import OVERLOADED, RequestRefusedError, body_of, told
 from orchestrator.server.http.resources import idempotency_key, new_idempotency_key
 from orchestrator.server.http.routes import Call, Route
-from orchestrator.server.http.streams import OnHangUp, Stream, closed_after, while_connected, with_pauses
+from orchestrator.server.http.streams import OnHangUp, Stream, closed_after, in_batches, while_connected
 from orchestrator.service.port import Question
 from orchestrator.store.books import RunRow, RunState
 
@@ -213,14 +213,14 @@ async def _events(
     yield _sse("ping")
     try:
         news = call.office.watch_run(call.caller, run.run_id, 0)
-        async with closed_after(news), aclosing(with_pauses(news, HTTP_HEARTBEAT_S)) as events:
+        async with closed_after(news), aclosing(in_batches(news, HTTP_HEARTBEAT_S)) as events:
             last_sent_at_s = asyncio.get_running_loop().time()
-            async for one in events:
-                if one is not None:
-                    watched.see(one[1])
+            async for some in events:
+                for _, event in some:
+                    watched.see(event)
                 # A busy run has no pauses; its client still hears nothing of what it does.
                 now_s = asyncio.get_running_loop().time()
-                if one is None or now_s - last_sent_at_s >= HTTP_HEARTBEAT_S:
+                if not some or now_s - last_sent_at_s >= HTTP_HEARTBEAT_S:
                     last_sent_at_s = now_s
                     yield _sse("ping")
         await _ended(call, run)

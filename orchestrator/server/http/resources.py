@@ -31,7 +31,7 @@ from orchestrator.server.http.forms import (
 from orchestrator.server.http.refusals import body_of, told
 from orchestrator.server.http.requests import parts_of
 from orchestrator.server.http.routes import Call, Route
-from orchestrator.server.http.streams import Stream, closed_after, with_pauses
+from orchestrator.server.http.streams import Stream, closed_after, in_batches
 from orchestrator.service.port import Created, Question
 from orchestrator.store.books import RunFilter
 
@@ -152,12 +152,9 @@ async def _watch_run(call: Call) -> Response:
 async def _server_sent(events: AsyncIterator[tuple[int, bytes]]) -> AsyncGenerator[bytes, None]:
     yield b"retry: 1000\n\n"
     try:
-        async with closed_after(events), aclosing(with_pauses(events, HTTP_HEARTBEAT_S)) as news:
-            async for one in news:
-                if one is None:
-                    yield b": still there\n\n"
-                else:
-                    yield b"id: %d\ndata: %s\n\n" % one
+        async with closed_after(events), aclosing(in_batches(events, HTTP_HEARTBEAT_S)) as news:
+            async for some in news:
+                yield b"".join(b"id: %d\ndata: %s\n\n" % one for one in some) or b": still there\n\n"
     except errors.OrchestratorError as error:
         yield b"event: error\ndata: %s\n\n" % json.dumps(body_of(*told(error))).encode()
     else:

@@ -1,8 +1,8 @@
 """What goes out in parts, as fast as its client takes it and no longer than it is there."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -12,6 +12,9 @@ from starlette.types import Receive, Scope, Send
 from orchestrator.limits import HTTP_PART_TAKEN_S
 
 T = TypeVar("T")
+_BATCH = 64
+"""Entries of a stream that wait for a slow client; then their source does."""
+
 OnHangUp = Callable[[], Awaitable[None]]
 
 
@@ -109,23 +112,44 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
-async def with_pauses(source: AsyncIterator[T], every_s: float) -> AsyncGenerator[T | None, None]:
-    """What `source` gives, and None each time it has given nothing for a while."""
-    upcoming = asyncio.ensure_future(anext(source, _END))
+async def in_batches(source: AsyncIterator[T], every_s: float) -> AsyncGenerator[Sequence[T], None]:
+    """What `source` gives, as much as there is each time; nothing at all when it has paused for a while.
+
+    A thousand streams of one run tree send each of its events a thousand times: what is there together is
+    sent together. A reader who is slower than the source holds it up after `_BATCH`.
+    """
+    batch: list[T] = []
+    news, room = asyncio.Event(), asyncio.Event()
+
+    async def read() -> None:
+        try:
+            async for one in source:
+                batch.append(one)
+                news.set()
+                if len(batch) >= _BATCH:
+                    room.clear()
+                    await room.wait()
+        finally:
+            news.set()
+
+    reading = asyncio.ensure_future(read())
     try:
         while True:
-            done, _ = await asyncio.wait((upcoming,), timeout=every_s)
-            if not done:
-                yield None
-                continue
-            given = upcoming.result()
-            if isinstance(given, _End):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(every_s):
+                    await news.wait()
+            news.clear()
+            given, batch[:] = tuple(batch), []
+            room.set()
+            if reading.done():
+                if given:
+                    yield given
+                reading.result()
                 return
             yield given
-            upcoming = asyncio.ensure_future(anext(source, _END))
     finally:
-        upcoming.cancel()
-        await asyncio.gather(upcoming, return_exceptions=True)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -136,10 +160,3 @@ async def closed_after(source: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[
     finally:
         if isinstance(source, AsyncGenerator):
             await source.aclose()
-
-
-class _End:
-    """Behind the last."""
-
-
-_END = _End()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from orchestrator.errors import InvalidRequestError, OrchestratorError
 from orchestrator.server.http import pages
 from orchestrator.server.http.forms import OptionsForm, RunReply, query_values
 from orchestrator.server.http.refusals import BY_ERROR, told
-from orchestrator.server.http.streams import with_pauses
+from orchestrator.server.http.streams import in_batches
 
 
 def test_every_error_has_its_own_row() -> None:
@@ -73,18 +74,46 @@ async def test_pauses_are_told_and_nothing_is_lost_between_them() -> None:
             await asyncio.sleep(0.05)
             yield number
 
-    found = [one async for one in with_pauses(slow(), 0.01)]
-    assert [one for one in found if one is not None] == [0, 1, 2]
-    assert found.count(None) >= 3
+    found = [some async for some in in_batches(slow(), 0.01)]
+    assert [one for some in found for one in some] == [0, 1, 2]
+    assert found.count(()) >= 3
 
 
-async def test_a_source_that_fails_fails_its_reader() -> None:
+async def test_what_is_there_together_comes_together() -> None:
+    async def quick() -> AsyncIterator[int]:
+        for number in range(1_000):
+            yield number
+
+    found = [some async for some in in_batches(quick(), 10.0)]
+    assert [one for some in found for one in some] == list(range(1_000))
+    assert len(found) < 20
+
+
+async def test_a_slow_reader_holds_up_the_source() -> None:
+    made = 0
+
+    async def quick() -> AsyncIterator[int]:
+        nonlocal made
+        while True:
+            made += 1
+            yield made
+
+    async with aclosing(in_batches(quick(), 10.0)) as batches:
+        first = await anext(batches)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert made <= 3 * len(first)
+
+
+async def test_a_source_that_fails_fails_its_reader_after_what_it_gave() -> None:
     async def broken() -> AsyncIterator[int]:
         yield 1
         raise InvalidRequestError("broken")
 
+    batches = in_batches(broken(), 1.0)
+    assert await anext(batches) == (1,)
     with pytest.raises(InvalidRequestError, match="broken"):
-        assert [one async for one in with_pauses(broken(), 1.0)] == []
+        await anext(batches)
 
 
 async def test_who_stops_reading_ends_the_source() -> None:
@@ -97,8 +126,8 @@ async def test_who_stops_reading_ends_the_source() -> None:
         finally:
             is_ended.set()
 
-    reading = with_pauses(endless(), 0.01)
-    assert await anext(reading) == 1
-    assert await anext(reading) is None
+    reading = in_batches(endless(), 0.01)
+    assert await anext(reading) == (1,)
+    assert await anext(reading) == ()
     await reading.aclose()
     assert is_ended.is_set()
