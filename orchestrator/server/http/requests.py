@@ -96,13 +96,15 @@ async def parts_of(request: Request) -> AsyncGenerator[bytes, None]:
                 async with asyncio.timeout(HTTP_BODY_PART_S):
                     part = await anext(stream, None)
             except TimeoutError:
-                raise RequestRefusedError(
-                    408, "timeout_error", f"nothing of the body came for {HTTP_BODY_PART_S:.0f} seconds"
-                ) from None
+                raise _too_slow(HTTP_BODY_PART_S) from None
             if part is None:
                 return
             if part:
                 yield part
+
+
+def _too_slow(within_s: float) -> RequestRefusedError:
+    return RequestRefusedError(408, "timeout_error", f"the body did not come within {within_s:.0f} seconds")
 
 
 async def read_body(request: Request, *, max_bytes: int, room: HeldRoom) -> bytes:
@@ -119,13 +121,16 @@ async def read_body(request: Request, *, max_bytes: int, room: HeldRoom) -> byte
         raise RequestRefusedError(415, "invalid_request_error", "bodies are taken uncompressed only")
     parts: list[bytes] = []
     length_bytes = 0
-    async with asyncio.timeout(HTTP_BODY_S), aclosing(parts_of(request)) as incoming:
-        async for part in incoming:
-            length_bytes += len(part)
-            if length_bytes > max_bytes:
-                raise too_large(max_bytes)
-            room.take(len(part))
-            parts.append(part)
+    try:
+        async with asyncio.timeout(HTTP_BODY_S), aclosing(parts_of(request)) as incoming:
+            async for part in incoming:
+                length_bytes += len(part)
+                if length_bytes > max_bytes:
+                    raise too_large(max_bytes)
+                room.take(len(part))
+                parts.append(part)
+    except TimeoutError:
+        raise _too_slow(HTTP_BODY_S) from None
     return b"".join(parts)
 
 

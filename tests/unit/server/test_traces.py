@@ -1,5 +1,9 @@
+import asyncio
 from collections.abc import Iterator
+from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -130,6 +134,41 @@ def test_a_run_that_goes_on_here_gets_a_span_of_its_own(
         ("chat small", "invoke_agent rlm"),
     }
     assert all(span.end_time == 203_000_000_000 for span in spans)
+
+
+async def test_spans_reach_a_collector_over_grpc() -> None:
+    received: list[bytes] = []
+
+    async def export(request: bytes, _context: object) -> bytes:
+        received.append(request)
+        return b""
+
+    server = grpc.aio.server()
+    handlers: Any = {"Export": grpc.unary_unary_rpc_method_handler(export)}
+    service = "opentelemetry.proto.collector.trace.v1.TraceService"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with traces.open_traces(f"http://127.0.0.1:{port}") as hook:
+            observe = hook.observer(row())
+            for event in the_story():
+                observe(event)
+            hook.left(row())
+    finally:
+        await server.stop(None)
+    (batch,) = received
+    assert batch.count(b"invoke_agent rlm") == 2
+    assert CANARY.encode() not in batch
+
+
+async def test_a_collector_that_is_not_there_holds_up_nothing_but_the_end_and_that_not_for_long() -> None:
+    async with asyncio.timeout(30):
+        async with traces.open_traces("http://127.0.0.1:9") as hook:
+            observe = hook.observer(row())
+            for event in the_story():
+                observe(event)
+            hook.left(row())
 
 
 def test_past_so_many_spans_only_their_number_is_told(
