@@ -85,11 +85,11 @@ types-and-unit: setup
 
 format-check: setup
 	@echo "check: format"
-	@$(BIN)/ruff format --quiet --check . proto/generate deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
+	@$(BIN)/ruff format --quiet --check . proto/generate docs/make-reference deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
 
 lint: setup
 	@echo "check: lint"
-	@$(BIN)/ruff check --quiet . proto/generate deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
+	@$(BIN)/ruff check --quiet . proto/generate docs/make-reference deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
 
 types: setup
 	@echo "check: types"
@@ -130,12 +130,13 @@ engine: ## a Docker engine: any that answers, or the distribution's
 image: setup engine ## the sandbox image, unless that of these sources is there
 	@$(BIN)/rlm image build
 
-protos: setup ## generate the gRPC code
+protos: setup ## generate the gRPC code, and the reference of both ways in
 	@$(BIN)/python proto/generate
+	@$(BIN)/python docs/make-reference
 
 format: setup ## rewrite the code in its format
-	@$(BIN)/ruff format . proto/generate deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
-	@$(BIN)/ruff check --fix --quiet . proto/generate deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
+	@$(BIN)/ruff format . proto/generate docs/make-reference deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
+	@$(BIN)/ruff check --fix --quiet . proto/generate docs/make-reference deploy/make-seccomp sandbox_image/prepare-root deploy/make-bundle
 
 clean: ## remove what was made here; the engine and its images stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
