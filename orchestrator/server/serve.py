@@ -44,7 +44,6 @@ from orchestrator.store.sql_usage import SqlUsageBook
 from orchestrator.tenants.sql import SqlTenantAccount
 
 HTTP_OFF = "off"
-_HOME_CHARS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,20 +209,31 @@ def _own(directory: Path) -> Iterator[str]:
             raise MachineError(
                 f"another server runs on the state directory {directory.parent}; give this one its own"
             ) from error
-        yield _home_id(lock)
+        yield _home_id(directory)
     finally:
         os.close(lock)
 
 
-def _home_id(fd: int) -> str:
-    """What the lock file says, made up when it says nothing: it stays as long as the contexts beside it."""
-    said = os.pread(fd, _HOME_CHARS, 0).decode("ascii", "replace")
-    if len(said) == _HOME_CHARS:
-        return said
-    home = secrets.token_hex(_HOME_CHARS // 2)
-    os.pwrite(fd, home.encode(), 0)
-    os.fsync(fd)
-    return home
+def _home_id(directory: Path) -> str:
+    """The id of this state directory, made up at its first use: contexts and runs belong to it.
+
+    Raises:
+        MachineError: It is gone, and contexts are not: to start anew would be to remove them.
+    """
+    file, contexts = directory / "home", directory / "contexts"
+    try:
+        if file.exists():
+            return file.read_text().strip()
+        if contexts.is_dir() and any(contexts.iterdir()):
+            raise MachineError(f"{file} is gone, and {contexts} is not: restore it, or remove both")
+        home = secrets.token_hex(8)
+        with open(file, "x") as made:
+            made.write(home + "\n")
+            made.flush()
+            os.fsync(made.fileno())
+        return home
+    except OSError as error:
+        raise MachineError(f"{file} cannot be used: {error.strerror}") from error
 
 
 @asynccontextmanager

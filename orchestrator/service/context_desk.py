@@ -6,8 +6,9 @@ their directory, without following links, and made anew (O_EXCL).
 
 Rules:
 
-1. A row comes before its file, and goes before it. So a file without a row is nobody's, and is removed when
-   the server starts; a row without its file stands at 0 bytes.
+1. A file without a row is nobody's, and is removed when the server starts. An upload's row comes before its
+   file, and goes before it: without its file it stands at 0 bytes. A text that came with a question has its
+   row when all of it is there.
 2. An upload takes bytes where it stands and nowhere else, and hashes them as they come. After a restart what
    is there is read once more.
 3. A context is complete when all bytes are there, their hash is the one that was said, and they are on the
@@ -143,18 +144,7 @@ class ContextDesk:
         """
         if not text:
             raise InvalidRequestError("the context is empty")
-        sha256 = await asyncio.to_thread(lambda: hashlib.sha256(text).hexdigest())
-        begun = await self._begin(tenant, sha256, len(text), "", max_bytes)
-        row, offset = begun.context, begun.next_offset
-        while not row.is_complete:
-            # Another request may bring the same text at the same time.
-            part = text[offset : offset + MAX_PART_BYTES]
-            try:
-                begun = await run_shielded(self._write(row, offset, part))
-            except ContextInputError:
-                begun = await self._begin(tenant, sha256, len(text), "", max_bytes)
-            row, offset = begun.context, begun.next_offset
-        return row
+        return await run_shielded(self._keep_text(tenant, text, max_bytes))
 
     # --- Out ------------------------------------------------------------------------------------------
 
@@ -221,6 +211,28 @@ class ContextDesk:
         if stored.is_complete:
             return Upload(context=stored, next_offset=stored.length_bytes)
         return await run_shielded(self._write(stored, None, b""))
+
+    async def _keep_text(self, tenant: TenantId, text: bytes, max_bytes: int) -> ContextRow:
+        """The file first, for once: so the row is written once, and whole. Killed between: see rule 1."""
+        row = ContextRow(
+            context_id=new_context_id(),
+            tenant_id=tenant,
+            name="",
+            sha256=await asyncio.to_thread(lambda: hashlib.sha256(text).hexdigest()),
+            length_bytes=len(text),
+            home=self._home,
+            created_at=time.time(),
+            is_complete=True,
+            is_inline=True,
+        )
+        stored = None
+        try:
+            await asyncio.to_thread(self._store_text, row, text)
+            stored = await self._book.begin(row, max_bytes=max_bytes)
+        finally:
+            if stored is None or stored.context_id != row.context_id:
+                await asyncio.to_thread(self._unlink, row)
+        return stored
 
     async def _write(self, row: ContextRow, offset: int | None, data: bytes) -> Upload:
         """Add bytes; at no offset in particular: only finish what has all its bytes."""
@@ -310,6 +322,16 @@ class ContextDesk:
                         os.ftruncate(fd, stands.length_bytes)
                     raise
         stands.add(data)
+
+    def _store_text(self, row: ContextRow, text: bytes) -> None:
+        with _writing(), self._opened(row.tenant_id, make=True) as directory:
+            fd = os.open(_file_name(row), _NEW, mode=0o600, dir_fd=directory)
+            with _closing(fd):
+                written = 0
+                while written < len(text):
+                    written += os.write(fd, text[written:])
+                os.fsync(fd)
+            os.fsync(directory)
 
     def _make_durable(self, row: ContextRow) -> None:
         with _writing(), self._opened(row.tenant_id) as directory:

@@ -100,8 +100,13 @@ async def open_server(
     hooks: Sequence[ServiceHook] = (),
     tls: Tls | None = None,
     driver: InProcessDriver | None = None,
+    store_dir: Path | None = None,
+    home: str = HOME,
 ) -> AsyncIterator[Server]:
-    """A server for the length of the block; its end is that of a server that had no time to drain."""
+    """A server for the length of the block; its end is that of a server that had no time to drain.
+
+    Servers with one `store_dir`, and each a `home` of its own, share a database.
+    """
     async with AsyncExitStack() as stack:
         instance = stack.enter_context(claim_instance(directory))
         contexts = ContextStore(instance.contexts_dir)
@@ -115,7 +120,7 @@ async def open_server(
             pool=SandboxPool(SandboxMaker(instance, driver)),
         )
         database = await stack.enter_async_context(
-            open_database(f"sqlite:///{directory / 'service.db'}", patience_s=1.0)
+            open_database(f"sqlite:///{(store_dir or directory) / 'service.db'}", patience_s=1.0)
         )
         books = books_of(database)
         policy = Policy(prices=PriceList(cards={CARD.name: CARD}), allowed=models_allowed)
@@ -134,7 +139,7 @@ async def open_server(
                     ),
                     open_account=accounts_of(books),
                     contexts_dir=directory / "service" / "contexts",
-                    home=HOME,
+                    home=home,
                     max_running=max_running,
                     drain_grace_s=drain_s,
                     hooks=hooks,
