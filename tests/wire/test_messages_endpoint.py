@@ -154,6 +154,15 @@ async def test_a_stream_has_the_documented_events_in_their_order() -> None:
     assert "".join(b["delta"]["text"] for n, b in events if n == "content_block_delta") == "é" * 20_000
 
 
+async def test_a_stream_keeps_every_character_whatever_its_reader_takes_for_an_end_of_line() -> None:
+    text = "a\u2028b\u2029c\x85d\x0be\rf\r\ng\n\nh\x00\U0001f600"
+    async with http_house(answers(text)) as house, sdk(house) as client:
+        async with client.messages.stream(**asks()) as stream:
+            assert await stream.get_final_text() == text
+        events = await raw_stream(house, {**asks(), "stream": True})
+    assert "".join(b["delta"]["text"] for n, b in events if n == "content_block_delta") == text
+
+
 @pytest.mark.parametrize("is_busy", [False, True])
 async def test_pings_come_while_the_run_works(monkeypatch: pytest.MonkeyPatch, *, is_busy: bool) -> None:
     monkeypatch.setattr(messages, "HTTP_HEARTBEAT_S", 0.03)

@@ -144,26 +144,21 @@ async def _cancel(call: Call, run: RunRow) -> None:
         _log.warning("run %s goes on although its client hung up: %s", run.run_id, type(error).__name__)
 
 
-async def _ended(call: Call, run: RunRow) -> RunRow:
-    """The run after its end.
+async def _check_answered(call: Call, run: RunRow) -> None:
+    """Raise what its client is told when there is no answer.
 
     Raises:
-        RequestRefusedError: It has no answer.
+        RequestRefusedError: It ended without one.
         UnavailableError: It was left to another server.
     """
     row = await call.office.get_run(call.caller, run.run_id)
     if row.state is not RunState.ENDED:
         raise errors.UnavailableError("the run goes on elsewhere")
     if row.outcome != "answered":
-        raise _without_answer(row)
-    return row
-
-
-def _without_answer(row: RunRow) -> RequestRefusedError:
-    status, kind = _ENDS.get(row.outcome, (500, "api_error"))
-    sentence = f"the run {row.run_id} ended without an answer ({row.outcome}): {row.error}"
-    # It was paid for; whether to pay for another is not a library's decision.
-    return RequestRefusedError(status, kind, sentence, may_retry=False)
+        status, kind = _ENDS.get(row.outcome, (500, "api_error"))
+        sentence = f"the run {row.run_id} ended without an answer ({row.outcome}): {row.error}"
+        # It was paid for; whether to pay for another is not a library's decision.
+        raise RequestRefusedError(status, kind, sentence, may_retry=False)
 
 
 async def _answer_parts(call: Call, run: RunRow, answer: AnswerText) -> AsyncGenerator[str, None]:
@@ -183,7 +178,7 @@ async def _whole(call: Call, run: RunRow, model: str, max_tokens: int) -> bytes:
     async with closed_after(call.office.watch_run(call.caller, run.run_id, 0)) as events:
         async for _, event in events:
             watched.see(event)
-    await _ended(call, run)
+    await _check_answered(call, run)
     answer = AnswerText(max_tokens)
     async with aclosing(_answer_parts(call, run, answer)) as parts:
         text = "".join([part async for part in parts])
@@ -200,7 +195,8 @@ def _dumped(message: Mapping[str, object]) -> bytes:
 
 
 def _sse(kind: str, **body: object) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (kind.encode(), _dumped({"type": kind, **body}))
+    # ASCII: many a client takes U+2028 and its like for the end of a line.
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **body})}\n\n".encode("ascii")
 
 
 async def _events(
@@ -223,7 +219,7 @@ async def _events(
                 if not some or now_s - last_sent_at_s >= HTTP_HEARTBEAT_S:
                     last_sent_at_s = now_s
                     yield _sse("ping")
-        await _ended(call, run)
+        await _check_answered(call, run)
         answer = AnswerText(max_tokens)
         yield _sse("content_block_start", index=0, content_block={"type": "text", "text": ""})
         async with aclosing(_answer_parts(call, run, answer)) as parts:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from rlm_proto.v1 import run_pb2
 from orchestrator import errors
 from orchestrator.errors import InvalidRequestError, OrchestratorError
 from orchestrator.server.http import pages
+from orchestrator.server.http.app import ROUTES
 from orchestrator.server.http.forms import OptionsForm, RunReply, query_values
 from orchestrator.server.http.refusals import BY_ERROR, told
 from orchestrator.server.http.streams import in_batches
@@ -41,6 +43,15 @@ def test_our_own_failures_are_told_without_their_words(error: type[OrchestratorE
 def test_options_and_runs_have_the_fields_of_the_protos() -> None:
     assert set(OptionsForm.model_fields) == {field.name for field in run_pb2.RunOptions.DESCRIPTOR.fields}
     assert set(RunReply.model_fields) == {field.name for field in run_pb2.Run.DESCRIPTOR.fields}
+
+
+def test_the_page_names_every_route_and_every_kind_of_error() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "http.md").read_text()
+    for route in ROUTES:
+        assert f"`{route.method} {route.path}" in page
+    for refusal in BY_ERROR.values():
+        assert f"`{refusal.kind}`" in page
+        assert str(refusal.status) in page
 
 
 @given(st.floats(0, 4e9), st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True))
