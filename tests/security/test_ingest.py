@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from orchestrator.contexts.store import ContextStore
 from orchestrator.errors import ContextInputError
 from orchestrator.ids import LOCAL_TENANT, TenantId
+from tests.deep_trees import chain_of_directories
 
 CANARY = b"the canary outside the tree"
 SWAPS = 2_000
@@ -138,28 +138,6 @@ def test_a_reader_that_checks_before_it_opens_does_see_the_canary(tmp_path: Path
 
 
 # --- B06, B07: what a tree can do to who reads or removes it -----------------------------------------------
-
-
-@contextmanager
-def chain_of_directories(top: Path, levels: int) -> Iterator[None]:
-    """`levels` directories called `d` inside each other, with a file at the bottom."""
-    here = os.open(top, os.O_RDONLY)
-    for _ in range(levels):
-        os.mkdir("d", dir_fd=here)
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(os.open("bottom", os.O_WRONLY | os.O_CREAT, dir_fd=here))
-    try:
-        yield
-    finally:
-        os.unlink("bottom", dir_fd=here)
-        for _ in range(levels):
-            above = os.open("..", os.O_RDONLY, dir_fd=here)
-            os.rmdir("d", dir_fd=above)
-            os.close(here)
-            here = above
-        os.close(here)
 
 
 @pytest.mark.case("B04", "B13")

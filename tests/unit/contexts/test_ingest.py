@@ -2,7 +2,6 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from orchestrator.contexts import ingest, store
 from orchestrator.contexts.store import ContextStore, StagedContext
 from orchestrator.errors import ContextInputError, RunCancelledError
 from orchestrator.ids import LOCAL_TENANT
+from tests.deep_trees import chain_of_directories
 from tests.open_files import nothing_left_open
 
 CANARY = "the canary outside the tree"
@@ -417,33 +417,11 @@ def test_names_that_are_not_utf8_stay_unique_and_are_told(stage: Stage, tree: Pa
     assert "a file name is not UTF-8; it is called 'caf\\xe9~2'" in context.notes
 
 
-@contextmanager
-def _chain_of_directories(top: Path, levels: int) -> Iterator[None]:
-    """`levels` directories called `d` inside each other, with a file at the bottom. Removes them again."""
-    here = os.open(top, os.O_RDONLY)
-    for _ in range(levels):
-        os.mkdir("d", dir_fd=here)
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(os.open("bottom", os.O_WRONLY | os.O_CREAT, dir_fd=here))
-    try:
-        yield
-    finally:
-        os.unlink("bottom", dir_fd=here)
-        for _ in range(levels):
-            above = os.open("..", os.O_RDONLY, dir_fd=here)
-            os.rmdir("d", dir_fd=above)
-            os.close(here)
-            here = above
-        os.close(here)
-
-
 @pytest.mark.case("B04", "B13")
 def test_a_tree_deeper_than_any_path_or_recursion_or_descriptor_limit_is_staged(
     stage: Stage, tree: Path
 ) -> None:
-    with _chain_of_directories(tree, 3_000):
+    with chain_of_directories(tree, 3_000):
         names = _names(stage(tree))
 
     assert names == ["d/" * 3_000 + "bottom", "file"]
