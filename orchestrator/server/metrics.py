@@ -7,17 +7,21 @@ output or a guest's own naming enters.
 A process counts what it saw itself: after a restart its counters begin at 0, as Prometheus expects.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from orchestrator import errors
 from orchestrator.budget import Amounts
 from orchestrator.errors import OrchestratorError
 from orchestrator.ids import RunId, TenantId
 from orchestrator.runs.recorder import Observer
+from orchestrator.sandbox.pool import SandboxPool
+from orchestrator.sandbox.pool_events import Phase
 from orchestrator.store.books import RunRow
 from orchestrator.trajectory import (
     CallHeld,
@@ -107,6 +111,10 @@ class ServiceMetrics:
             "sandbox_wait_seconds", "From asking for a sandbox to its Hello.", _SHORT_S
         )
 
+    def watch_pool(self, pool: SandboxPool) -> None:
+        """Show the machine's sandboxes too, by where they stand, and what became of its leases."""
+        self._registry.register(_PoolCollector(pool))
+
     def exposition(self) -> tuple[bytes, str]:
         """All of it in Prometheus's text format, and the media type of that."""
         for name, value in (self._gauges() if self._gauges else {}).items():
@@ -164,6 +172,30 @@ class ServiceMetrics:
 def reason_label(name: str) -> str:
     """The name of one of our errors."""
     return name if name in _REASONS else _OTHER
+
+
+class _PoolCollector(Collector):
+    """Reads a pool whenever somebody looks."""
+
+    def __init__(self, pool: SandboxPool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterator[Metric]:
+        """See `Collector`."""
+        stats = self._pool.stats()
+        sandboxes = GaugeMetricFamily(
+            "rlm_sandboxes", "Sandboxes of this server.", labels=("runtime", "phase")
+        )
+        leases = CounterMetricFamily(
+            "rlm_pool", "Leases by how they were served, and ends of sandboxes.", labels=("runtime", "what")
+        )
+        for runtime, counted in stats.items():
+            for phase in Phase:
+                sandboxes.add_metric((runtime, phase.value), self._pool.count(phase, runtime))
+            for what, count in asdict(counted).items():
+                leases.add_metric((runtime, what), count)
+        yield sandboxes
+        yield leases
 
 
 class _TreeObserver:

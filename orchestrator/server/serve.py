@@ -112,6 +112,7 @@ async def _serving(
             return {} if office is None else _gauges(office)
 
         metrics = ServiceMetrics(gauges, by_tenant=settings.service.metrics_by_tenant)
+        metrics.watch_pool(machine.pool)
         hooks.append(metrics)
         if settings.service.traces:
             hooks.append(await stack.enter_async_context(open_traces(settings.service.traces)))

@@ -1,8 +1,13 @@
+from typing import cast
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.errors import BudgetExceededError, NotAllowedError
 from orchestrator.ids import TenantId
+from orchestrator.sandbox.pool import SandboxPool
+from orchestrator.sandbox.pool_events import Phase
+from orchestrator.sandbox.pool_rules import PoolStats
 from orchestrator.server.metrics import ServiceMetrics, reason_label
 from orchestrator.trajectory import Event
 from tests.unit.server.stories import CANARY, ROOT, held, row, settled, sub_call, the_story
@@ -117,3 +122,22 @@ def test_gauges_are_read_when_somebody_looks() -> None:
     assert sample(metrics, "rlm_sandboxes_waiting") == 3
     now["sandboxes_waiting"] = 1.0
     assert sample(metrics, "rlm_sandboxes_waiting") == 1
+
+
+class FullPool:
+    """What is read of a pool."""
+
+    def stats(self) -> dict[str, PoolStats]:
+        return {"runc": PoolStats(warm=3, refused=1), "runsc": PoolStats()}
+
+    def count(self, phase: Phase, runtime: str) -> int:
+        return 2 if (phase, runtime) == (Phase.WAITING, "runc") else 0
+
+
+def test_sandboxes_are_shown_by_where_they_stand_and_leases_by_how_they_were_served() -> None:
+    metrics = ServiceMetrics()
+    metrics.watch_pool(cast(SandboxPool, FullPool()))
+    assert sample(metrics, "rlm_sandboxes", runtime="runc", phase="waiting") == 2
+    assert sample(metrics, "rlm_sandboxes", runtime="runsc", phase="waiting") == 0
+    assert sample(metrics, "rlm_pool_total", runtime="runc", what="warm") == 3
+    assert sample(metrics, "rlm_pool_total", runtime="runc", what="refused") == 1
