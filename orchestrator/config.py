@@ -44,6 +44,7 @@ _KNOWN = {
     "RLM_TLS_CERT_FILE",
     "RLM_TLS_KEY_FILE",
     "RLM_TLS_CLIENT_CA_FILE",
+    "RLM_LOG",
     "RLM_METRICS_BY_TENANT",
     "RLM_TRACES",
     # The key of a client of the service. No setting: `cli.environment` reads it for commands that need it.
@@ -123,6 +124,8 @@ class ServiceSettings:
     """RLM_TLS_KEY_FILE ... and its key."""
     tls_client_ca_file: Path | None = None
     """RLM_TLS_CLIENT_CA_FILE: who has no certificate of this authority is not let in, whatever key it has."""
+    log_json: bool = False
+    """RLM_LOG, `text` or `json`: how a line of the log looks, on stderr."""
     metrics_by_tenant: bool = False
     """RLM_METRICS_BY_TENANT, `yes` or `no`: whoever reads the metrics then learns tenants' ids."""
     traces: str = ""
@@ -211,6 +214,7 @@ def _service(environment: Mapping[str, str]) -> ServiceSettings:
         tls_cert_file=_path(environment, "RLM_TLS_CERT_FILE"),
         tls_key_file=_path(environment, "RLM_TLS_KEY_FILE"),
         tls_client_ca_file=_path(environment, "RLM_TLS_CLIENT_CA_FILE"),
+        log_json=_one_of(environment, "RLM_LOG", "text", "json") == "json",
         metrics_by_tenant=_yes(environment, "RLM_METRICS_BY_TENANT"),
         traces=environment.get("RLM_TRACES", ""),
     )
@@ -236,10 +240,14 @@ def _path(environment: Mapping[str, str], name: str) -> Path | None:
 
 
 def _yes(environment: Mapping[str, str], name: str) -> bool:
-    text = environment.get(name, "")
-    if text not in {"", "yes", "no"}:
-        raise InvalidRequestError(f"{name} must be yes or no, not {text!r}")
-    return text == "yes"
+    return _one_of(environment, name, "no", "yes") == "yes"
+
+
+def _one_of(environment: Mapping[str, str], name: str, default: str, other: str) -> str:
+    text = environment.get(name) or default
+    if text not in {default, other}:
+        raise InvalidRequestError(f"{name} must be {default} or {other}, not {text!r}")
+    return text
 
 
 def _pool(environment: Mapping[str, str], max_sandboxes: int) -> PoolSettings:

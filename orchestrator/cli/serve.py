@@ -6,26 +6,12 @@ from contextlib import ExitStack
 
 from orchestrator.cli import exits, signals
 from orchestrator.cli.exits import Exit
+from orchestrator.cli.log_lines import LogLines
 from orchestrator.collector import collecting_seldom
 from orchestrator.config import Settings
 from orchestrator.errors import OrchestratorError
 from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.server.serve import Served, serve
-from orchestrator.visible import visible_line
-
-_MAX_LOGGED_CHARS = 2_000
-
-
-class _Lines(logging.Handler):
-    """A log line each, on stderr, without a control character."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        try:
-            text = self.format(record)
-        except Exception:  # a library's slip in its format string is no reason to fail
-            text = str(record.msg)
-        exits.tell(visible_line(text, _MAX_LOGGED_CHARS), max_chars=_MAX_LOGGED_CHARS)
 
 
 def run(settings: Settings, provider: ProviderProcess | None) -> Exit:
@@ -34,8 +20,7 @@ def run(settings: Settings, provider: ProviderProcess | None) -> Exit:
     stdout gets one line, when clients may come.
     """
     with ExitStack() as stack:
-        handler = _Lines(logging.INFO)
-        handler.setFormatter(logging.Formatter("rlm: %(levelname)s %(name)s: %(message)s"))
+        handler = LogLines(as_json=settings.service.log_json)
         root = logging.getLogger()
         root.addHandler(handler)
         stack.callback(root.removeHandler, handler)

@@ -44,6 +44,7 @@ from orchestrator.service.books import Books
 from orchestrator.service.context_desk import ContextDesk
 from orchestrator.service.fair import FairQueue, Waiting
 from orchestrator.service.hooks import ServiceHook
+from orchestrator.service.log_context import log_context
 from orchestrator.service.rules import Decided, Offer, decide, permits
 from orchestrator.service.watching import Watching
 from orchestrator.shielding import run_shielded
@@ -307,7 +308,8 @@ class Execution:
         """Start whatever has its turn and its room."""
         while not self._draining.is_set() and (waiting := self._queue.next()) is not None:
             job = self._jobs[waiting.run_id]
-            job.task = self._begin(self._carry(job))
+            with log_context(tenant_id=job.row.tenant_id, run_id=job.row.run_id):
+                job.task = self._begin(self._carry(job))
 
     async def _carry(self, job: _Job) -> None:
         try:

@@ -36,6 +36,29 @@ from tests.fakes.in_process_driver import InProcessDriver
 from tests.fakes.tree import CARD
 
 HOME = "home-of-tests"
+_migrated: list[bytes] = []
+"""The file of an empty database: making its tables takes longer than most tests."""
+
+
+async def new_database(file: Path) -> str:
+    """The URL of a SQLite file, which is made with its tables unless it is there."""
+    url = f"sqlite:///{file}"
+    if not _migrated:
+        with tempfile.TemporaryDirectory(prefix="rlm") as directory:
+            async with open_database(f"sqlite:///{directory}/empty.db"):
+                pass
+            _migrated.append(_read(directory))
+    _copy(file)
+    return url
+
+
+def _read(directory: str) -> bytes:
+    return (Path(directory) / "empty.db").read_bytes()
+
+
+def _copy(file: Path) -> None:
+    if not file.exists():
+        file.write_bytes(_migrated[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +142,8 @@ async def open_server(
             slots=SandboxSlots(sandboxes),
             pool=SandboxPool(SandboxMaker(instance, driver)),
         )
-        database = await stack.enter_async_context(
-            open_database(f"sqlite:///{(store_dir or directory) / 'service.db'}", patience_s=1.0)
-        )
+        url = await new_database((store_dir or directory) / "service.db")
+        database = await stack.enter_async_context(open_database(url, patience_s=1.0))
         books = books_of(database)
         policy = Policy(prices=PriceList(cards={CARD.name: CARD}), allowed=models_allowed)
         office = await stack.enter_async_context(

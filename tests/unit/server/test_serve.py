@@ -55,12 +55,14 @@ def test_every_setting_of_the_service_is_read() -> None:
             "RLM_TLS_CERT_FILE": "/c",
             "RLM_TLS_KEY_FILE": "/k",
             "RLM_TLS_CLIENT_CA_FILE": "/a",
+            "RLM_LOG": "json",
             "RLM_METRICS_BY_TENANT": "yes",
             "RLM_TRACES": "http://localhost:4317",
         }
     ).service
     assert (service.grpc, service.http, service.store) == ("0.0.0.0:1", "off", "sqlite:////tmp/x.db")
     assert (service.base_url, service.model, service.sub_model) == ("http://localhost:9", "m", "m")
+    assert service.log_json
     assert (service.max_runs, service.drain_s, service.metrics_by_tenant) == (3, 0.0, True)
     assert (service.tls_cert_file, service.tls_key_file) == (Path("/c"), Path("/k"))
     assert (service.tls_client_ca_file, service.traces) == (Path("/a"), "http://localhost:4317")
@@ -74,6 +76,7 @@ def test_every_setting_of_the_service_is_read() -> None:
         {"RLM_TLS_CERT_FILE": "/c"},
         {"RLM_TLS_CLIENT_CA_FILE": "/a"},
         {"RLM_METRICS_BY_TENANT": "perhaps"},
+        {"RLM_LOG": "xml"},
         {"RLM_RUNTIMES": "kata"},
         {"RLM_TRACES": "localhost:4317"},
         {"RLM_STOER": "sqlite:///x"},
