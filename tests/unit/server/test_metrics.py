@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -141,3 +142,14 @@ def test_sandboxes_are_shown_by_where_they_stand_and_leases_by_how_they_were_ser
     assert sample(metrics, "rlm_sandboxes", runtime="runsc", phase="waiting") == 0
     assert sample(metrics, "rlm_pool_total", runtime="runc", what="warm") == 3
     assert sample(metrics, "rlm_pool_total", runtime="runc", what="refused") == 1
+
+
+def test_the_page_names_every_metric() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "http.md").read_text()
+    metrics = ServiceMetrics()
+    metrics.watch_pool(cast(SandboxPool, FullPool()))
+    text = metrics.exposition()[0].decode()
+    for family in text_string_to_metric_families(text):
+        if not family.name.endswith("_created"):
+            total = "_total" if family.type == "counter" else ""
+            assert f"`{family.name}{total}`" in page
