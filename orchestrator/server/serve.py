@@ -27,7 +27,7 @@ from orchestrator.server.http.app import make_app
 from orchestrator.server.http.listening import Certificates, listening
 from orchestrator.server.metrics import ServiceMetrics
 from orchestrator.server.readiness import Readiness, looking
-from orchestrator.server.traces import open_traces
+from orchestrator.server.traces import open_traces, provider_name
 from orchestrator.service import windows
 from orchestrator.service.books import Books
 from orchestrator.service.hooks import ServiceHook
@@ -115,7 +115,8 @@ async def _serving(
         metrics.watch_pool(machine.pool)
         hooks.append(metrics)
         if settings.service.traces:
-            hooks.append(await stack.enter_async_context(open_traces(settings.service.traces)))
+            traces = open_traces(settings.service.traces, provider=provider_name(settings.platform))
+            hooks.append(await stack.enter_async_context(traces))
         office = await stack.enter_async_context(
             open_office(
                 OfficeParts(

@@ -32,6 +32,7 @@ from opentelemetry.util.types import AttributeValue
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.ids import RunId, TenantId
+from orchestrator.models.platforms import Bedrock, Foundry, Platform, Vertex
 from orchestrator.runs.recorder import Observer
 from orchestrator.store.books import RunRow
 from orchestrator.trajectory import (
@@ -59,7 +60,7 @@ class RunTraces:
 
     Args:
         tracer: Takes the spans.
-        provider: Who serves the models, as the conventions name it: `anthropic`, `aws.bedrock`, ...
+        provider: See `provider_name`.
     """
 
     def __init__(self, tracer: Tracer, *, provider: str = "anthropic") -> None:
@@ -247,6 +248,19 @@ def _ns(at: float) -> int:
     return int(at * 1_000_000_000)
 
 
+def provider_name(platform: Platform | None) -> str:
+    """Who serves the models, as the conventions name it."""
+    match platform:
+        case Bedrock():
+            return "aws.bedrock"
+        case Vertex():
+            return "gcp.vertex_ai"
+        case Foundry():
+            return "azure.ai.inference"
+        case None:
+            return "anthropic"
+
+
 @asynccontextmanager
 async def open_traces(
     endpoint: str, *, service_name: str = "rlm", provider: str = "anthropic"
@@ -258,7 +272,7 @@ async def open_traces(
     Args:
         endpoint: `http://HOST:PORT`, or `https://` with TLS.
         service_name: Under which the spans stand.
-        provider: See `RunTraces`.
+        provider: See `provider_name`.
     """
     tracing = TracerProvider(resource=Resource.create({"service.name": service_name}), shutdown_on_exit=False)
     exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"), timeout=5)

@@ -8,8 +8,10 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import GenAiProviderNameValues
 from opentelemetry.trace import SpanKind, StatusCode
 
+from orchestrator.models.platforms import Bedrock, Foundry, Platform, Vertex
 from orchestrator.server import traces
 from orchestrator.server.traces import RunTraces
 from orchestrator.trajectory import Event, RunResumed
@@ -134,6 +136,19 @@ def test_a_run_that_goes_on_here_gets_a_span_of_its_own(
         ("chat small", "invoke_agent rlm"),
     }
     assert all(span.end_time == 203_000_000_000 for span in spans)
+
+
+def test_platforms_have_the_conventions_names() -> None:
+    platforms: list[Platform | None] = [
+        None,
+        Bedrock(region="eu-west-1", profile=""),
+        Vertex(region="global", project_id="p"),
+        Foundry(resource="r"),
+    ]
+    known = {value.value for value in GenAiProviderNameValues}
+    names = [traces.provider_name(platform) for platform in platforms]
+    assert set(names) <= known
+    assert len(set(names)) == 4
 
 
 async def test_spans_reach_a_collector_over_grpc() -> None:
