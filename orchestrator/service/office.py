@@ -53,7 +53,7 @@ from orchestrator.service.rules import (
 )
 from orchestrator.service.watching import Watching
 from orchestrator.shielding import run_shielded
-from orchestrator.store.books import AuditRow, ContextRow, Quota, RunFilter, RunRow, RunState
+from orchestrator.store.books import AuditRow, ContextRow, RunFilter, RunRow, RunState
 
 _log = logging.getLogger(__name__)
 
@@ -209,6 +209,9 @@ class ServiceOffice:
             if bool(question.context_id) == (question.text is not None):
                 raise InvalidRequestError("give either context_id or text")
             decided = self._decide(caller, question)
+            used_up = await self._used_up(caller)
+            if used_up is not None:
+                return await self._existing(self._row(caller, question, decided, ""), used_up)
             if question.text is not None:
                 return await self._create_about_text(caller, question, question.text, decided)
             context = self._usable(await self._context_row(caller, question.context_id))
@@ -235,11 +238,10 @@ class ServiceOffice:
             if context is None:
                 raise ConflictError("the run's context is gone")
             self._usable(context)
-            row = replace(
-                self._row(caller, question, decided, context.context_id, continues=before.run_id),
-                continues=before.run_id,
-                keeps_namespace=keep_namespace,
-            )
+            row = self._row(caller, question, decided, context.context_id, continues=before.run_id)
+            used_up = await self._used_up(caller)
+            if used_up is not None:
+                return await self._existing(row, used_up)
             return await self._create(caller, row, context, "ContinueRun")
 
     @_stored
@@ -461,6 +463,7 @@ class ServiceOffice:
             state=RunState.QUEUED,
             created_at=time.time(),
             home=self._home,
+            continues=continues,
         )
 
     async def _create_about_text(
@@ -478,34 +481,16 @@ class ServiceOffice:
         raise UnavailableError("the context went away while the run was created; try again")
 
     async def _create(self, caller: Caller, row: RunRow, context: ContextRow, action: str) -> Created:
-        now, rules = time.time(), caller.tenant.rules
-        quotas = windows.windows(rules, now)
-        used_up: BudgetExceededError | None = None
-        try:
-            for window, quota in quotas.items():
-                if quota.max_tokens is not None or quota.max_cost_microusd is not None:
-                    windows.check_not_used_up(await self._books.usage.used(row.tenant_id, window), quota)
-        except BudgetExceededError as error:
-            used_up = error
         with self._desk.needed(context.context_id):
-            return await run_shielded(
-                self._store_and_submit(caller, row, list(quotas.items()), action, used_up)
-            )
+            return await run_shielded(self._store_and_submit(caller, row, action))
 
-    async def _store_and_submit(
-        self,
-        caller: Caller,
-        row: RunRow,
-        quotas: Sequence[tuple[str, Quota]],
-        action: str,
-        used_up: BudgetExceededError | None,
-    ) -> Created:
-        # Where nothing may be created any more, a repeat still finds what the first request created.
-        max_queued = caller.tenant.rules.max_queued_runs if used_up is None else 0
-        try:
-            stored = await self._books.runs.create(row, max_queued=max_queued, quotas=quotas)
-        except BudgetExceededError as error:
-            raise used_up or error from None
+    async def _store_and_submit(self, caller: Caller, row: RunRow, action: str) -> Created:
+        rules = caller.tenant.rules
+        stored = await self._books.runs.create(
+            row,
+            max_queued=rules.max_queued_runs,
+            quotas=list(windows.windows(rules, time.time()).items()),
+        )
         existed = stored.run_id != row.run_id
         if not existed:
             # Before anything that can fail: what is stored is to run.
@@ -514,6 +499,26 @@ class ServiceOffice:
                 hook.created(stored)
             await self._audit(caller, action, stored.run_id)
         return Created(run=self._now(stored), existed=existed)
+
+    async def _used_up(self, caller: Caller) -> BudgetExceededError | None:
+        """Why this tenant may begin nothing now; None while it has something left to run on."""
+        for window, quota in windows.windows(caller.tenant.rules, time.time()).items():
+            if quota.max_tokens is None and quota.max_cost_microusd is None:
+                continue
+            used = await self._books.usage.used(caller.tenant.tenant_id, window)
+            try:
+                windows.check_not_used_up(used, quota)
+            except BudgetExceededError as error:
+                return error
+        return None
+
+    async def _existing(self, row: RunRow, used_up: BudgetExceededError) -> Created:
+        """Where nothing may be created, a repeat still finds what the first request created."""
+        try:
+            stored = await self._books.runs.create(row, max_queued=0, quotas=())
+        except BudgetExceededError:
+            raise used_up from None
+        return Created(run=self._now(stored), existed=True)
 
     async def _cancel(self, row: RunRow) -> None:
         async with self._taking_up:

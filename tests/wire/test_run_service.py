@@ -434,9 +434,12 @@ async def test_a_quota_of_tokens_ends_in_a_refusal_and_a_repeat_still_finds_its_
     await server.books.tenants.set_rules(
         account.tenant_id, TenantRules(per_month=Quota(max_tokens=max(1, used)))
     )
-    error = await refusal(stub.CreateRun(asking("2"), **key(account.run)))
+    contexts = server.directory / "service" / "contexts"
+    kept = sorted(contexts.rglob("*"))
+    error = await refusal(stub.CreateRun(asking("2", text=b"another"), **key(account.run)))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert detail(error).shortfall.account == "tenant"
+    assert sorted(contexts.rglob("*")) == kept, "nothing is written for a tenant that may not"
     assert (await created(stub, account, "1")).run_id == run.run_id
     usage = await stub.GetUsage(pb.GetUsageRequest(), **key(account.read))
     assert usage.month_limit.tokens == max(1, used)

@@ -153,3 +153,14 @@ def test_the_same_context_twice_is_kept_once(
     shelf.close()
 
     assert blobs(tmp_path) == 0
+
+
+def test_what_is_dropped_is_gone_for_its_tenant_alone(
+    shelf: ContextShelf, store: ContextStore, tmp_path: Path
+) -> None:
+    ids = {tenant: shelf.put(store.stage_text(tenant, b"the same")) for tenant in (ALICE, BOB)}
+    shelf.drop(ALICE, ids[ALICE])
+    shelf.drop(ALICE, "never there")
+    assert shelf.take(ALICE, ids[ALICE]) is None
+    assert shelf.take(BOB, ids[BOB]) is not None
+    assert blobs(tmp_path) == 1
