@@ -28,6 +28,7 @@ from orchestrator.contexts.shelf import ContextShelf
 from orchestrator.contexts.store import StagedContext
 from orchestrator.errors import (
     CallerError,
+    ConflictError,
     InvariantError,
     MachineError,
     NotFoundError,
@@ -62,6 +63,9 @@ _LONGEST_PAUSE_S = 30.0
 """... and then ever less often."""
 MAX_RESUMES = 20
 """A run that is resumed more often does not get any further."""
+
+MAX_CHAIN = 50
+"""Runs that continue one another with one namespace: each runs the cells of all before it again."""
 
 OpenAccount = Callable[[TenantRow, RunId], TenantAccount]
 """The allowance of a tenant, for one run tree."""
@@ -403,9 +407,35 @@ class Execution:
                 observers=(job.bill.add, *observers),
                 store=job.record,
                 resume=job.resume,
+                after=await self._earlier(row),
             )
         answer = None if result.answer is None else result.answer.encode("utf-8", "replace")
         return End(result.outcome.value, result.why, answer)
+
+    async def chain_of(self, row: RunRow) -> Sequence[RunId]:
+        """The runs whose cells make up the namespace that a run ended with, the first one first.
+
+        Raises:
+            ConflictError: One of them was deleted, or there are too many.
+            StoreError: The database does not answer.
+        """
+        chain = [row.run_id]
+        one: RunRow | None = row
+        while one is not None and one.keeps_namespace and one.continues is not None:
+            if len(chain) == MAX_CHAIN:
+                raise ConflictError(f"{MAX_CHAIN} runs have continued one another; start afresh")
+            one = await self._books.runs.run(one.tenant_id, one.continues)
+            if one is None:
+                raise ConflictError("a run whose cells its namespace is made of was deleted")
+            chain.append(one.run_id)
+        return chain[::-1]
+
+    async def _earlier(self, row: RunRow) -> Sequence[tuple[RunId, RunStore]]:
+        """What is run again before a run that keeps another's namespace."""
+        if not row.keeps_namespace or row.continues is None:
+            return ()
+        *earlier, _ = await self.chain_of(row)
+        return [(run_id, self._books.trees.tree(row.tenant_id, run_id)) for run_id in earlier]
 
     def _permitted(self, models: Mapping[str, Model], tenant: TenantRow) -> dict[str, Model]:
         """Without a list of its own a run may name all that the settings list: here, what the tenant may."""

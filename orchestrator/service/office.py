@@ -231,14 +231,24 @@ class ServiceOffice:
             if before.state is not RunState.ENDED:
                 raise ConflictError("the run has not ended")
             if keep_namespace:
-                raise InvalidRequestError("keep_namespace is not there yet: the new run starts afresh")
+                await self._execution.chain_of(before)
             question = replace(question, options=question.options or before.options)
             decided = self._decide(caller, question)
             context = await self._books.contexts.context(before.tenant_id, before.context_id)
             if context is None:
                 raise ConflictError("the run's context is gone")
             self._usable(context)
-            row = self._row(caller, question, decided, context.context_id, continues=before.run_id)
+            row = replace(
+                self._row(
+                    caller,
+                    question,
+                    decided,
+                    context.context_id,
+                    after=f"{before.run_id} {keep_namespace}",
+                ),
+                continues=before.run_id,
+                keeps_namespace=keep_namespace,
+            )
             used_up = await self._used_up(caller)
             if used_up is not None:
                 return await self._existing(row, used_up)
@@ -450,20 +460,19 @@ class ServiceOffice:
         decided: Decided,
         context_id: str,
         *,
-        continues: RunId | None = None,
+        after: str = "",
     ) -> RunRow:
         return RunRow(
             run_id=new_run_id(),
             tenant_id=caller.tenant.tenant_id,
             idempotency_key=question.idempotency_key,
-            request_hash=_request_hash(question, continues),
+            request_hash=_request_hash(question, after),
             question=question.question,
             context_id=context_id,
             options=decided.as_options(),
             state=RunState.QUEUED,
             created_at=time.time(),
             home=self._home,
-            continues=continues,
         )
 
     async def _create_about_text(
@@ -603,8 +612,8 @@ def _check_limit(limit: int) -> None:
         raise InvalidRequestError(f"a page has 1 to {MAX_PAGE} entries")
 
 
-def _request_hash(question: Question, continues: RunId | None) -> str:
+def _request_hash(question: Question, after: str) -> str:
     """What makes two requests the same, besides their key."""
     text = None if question.text is None else hashlib.sha256(question.text).hexdigest()
-    asked = [question.question, question.context_id, text, dict(question.options), continues]
+    asked = [question.question, question.context_id, text, dict(question.options), after]
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()

@@ -15,14 +15,16 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from rlm_proto.v1 import run_pb2 as pb
 from rlm_proto.v1 import run_pb2_grpc, types_pb2
 
+from orchestrator.conversation import Reply
 from orchestrator.errors import MachineError, StoreError
 from orchestrator.ids import RunId, new_context_id, new_run_id
+from orchestrator.models.port import ModelRequest
 from orchestrator.rpc.status import DETAIL_KEY
 from orchestrator.server.grpc_shell import Tls, open_port
 from orchestrator.service import office
 from orchestrator.service.rules import NEEDED
 from orchestrator.store.books import Quota, Role, RunState, TenantRules
-from tests.fakes.model import FakeModel, runs, when
+from tests.fakes.model import FakeModel, runs, says, when
 from tests.fakes.service import Account, Server, open_server, short_directory
 from tests.fakes.tree import CARD
 
@@ -219,6 +221,47 @@ async def test_a_run_is_followed_up_on_the_same_context(stub: Any, account: Acco
     assert answer.run.context_id == first.context_id
     assert (await ended(stub, account.read, answer.run.run_id)).answer == b"forty-two"
     assert (await stub.ContinueRun(request, **key(account.run))).existed
+
+
+async def test_a_run_goes_on_with_the_namespace_of_another_and_asks_nothing_twice(directory: Path) -> None:
+    async def answer(request: ModelRequest) -> Reply:
+        if not request.python_tool:
+            return says("fine")
+        said = sum(isinstance(entry, Reply) for entry in request.conversation)
+        question = str(request.conversation[0])
+        if "first" in question:
+            return runs("kept['said'] = await llm('how are you?')" if not said else "FINAL('1')")
+        if "second" in question:
+            return runs("FINAL(kept['said'] + '!')" if said else "kept['more'] = 2")
+        return runs("FINAL(kept['said'] + str(kept['more']))")
+
+    model = FakeModel(otherwise=answer)
+    async with open_server(directory, model) as server, server.stub() as stub:
+        account = await server.account("acme")
+        run = await ended(stub, account.read, (await created(stub, account, question=b"The first?")).run_id)
+
+        async def go_on(name: str, run_id: str) -> pb.Run:
+            request = pb.ContinueRunRequest(
+                run_id=run_id,
+                idempotency_key=name,
+                question=f"The {name}?".encode(),
+                keep_namespace=True,
+            )
+            answer = await stub.ContinueRun(request, **key(account.run))
+            return await ended(stub, account.read, answer.run.run_id)
+
+        second = await go_on("second", run.run_id)
+        assert (second.outcome, second.answer) == ("answered", b"fine!")
+        third = await go_on("third", second.run_id)
+        assert (third.outcome, third.answer) == ("answered", b"fine2")
+        asked = [one for one in model.asked if not one.python_tool]
+        assert len(asked) == 1, "the sub-call's answer is the recorded one"
+        await stub.DeleteRun(pb.DeleteRunRequest(run_id=run.run_id), **key(account.admin))
+        request = pb.ContinueRunRequest(
+            run_id=third.run_id, idempotency_key="x", question=b"And?", keep_namespace=True
+        )
+        error = await refusal(stub.ContinueRun(request, **key(account.run)))
+        assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_a_long_answer_is_read_in_parts(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
