@@ -204,7 +204,7 @@ HTTP_BODY_S = 600.0
 HTTP_ANSWER_S = 60.0
 """For an answer that is no stream, once the request is there."""
 HTTP_PART_TAKEN_S = 60.0
-"""For a client to take one part of a stream; then it counts as gone."""
+"""For a client to take the 48 kB that bring a full buffer down; then it counts as gone."""
 HTTP_HEARTBEAT_S = 15.0
 """Something is sent so often while a stream has nothing to say, for what sits in between and cuts silence."""
 HTTP_LINGER_S = 5.0

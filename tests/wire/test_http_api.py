@@ -22,7 +22,7 @@ from orchestrator.server.http.listening import Certificates, listening
 from orchestrator.server.http.routes import Route
 from orchestrator.service.rules import NEEDED
 from orchestrator.store.books import Role
-from orchestrator.trajectory import TurnStarted
+from orchestrator.trajectory import ModelReplied, TurnStarted
 from tests.fakes.http_house import ANN, BOB, READER, RUNNER, http_house
 from tests.fakes.office import FakeRun, answers, waits_to_be_cancelled
 from tests.open_files import nothing_left_open
@@ -173,6 +173,29 @@ async def test_a_silent_watch_shows_that_it_lives_and_ends_with_its_client(
         await asyncio.wait_for(house.office.runs[run_id].left.wait(), 20)
         # Who only watches ends nothing.
         assert not house.office.runs[run_id].cancelled.is_set()
+
+
+async def test_a_client_that_takes_nothing_is_cut_off_and_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_listening, "HTTP_PART_TAKEN_S", 0.3)
+
+    async def play(run: FakeRun) -> None:
+        for turn in range(5_000):
+            await run.tell(ModelReplied(turn=turn, content="x" * 4_000, stop="end_turn"))
+        await run.end(answer=b"done")
+
+    async with http_house(play) as house, house.client() as client:
+        run_id = (await created(client))["run_id"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(house.url.rpartition(":")[2]))
+        request = f"GET /v1/runs/{run_id}/events HTTP/1.1\r\nhost: x\r\nx-api-key: {ANN}\r\n\r\n"
+        writer.write(request.encode())
+        await asyncio.wait_for(house.office.runs[run_id].left.wait(), 30)
+        with suppress(ConnectionError):
+            while await asyncio.wait_for(reader.read(65_536), 20):
+                pass
+        writer.transport.abort()
+        assert len(await watched(client, run_id)) == 5_002
 
 
 async def test_a_watch_that_breaks_on_our_side_says_so_in_the_stream() -> None:
@@ -500,6 +523,23 @@ async def test_each_failure_has_its_status_and_its_word() -> None:
             assert reply.json()["type"] == "error"
             assert "secret" not in reply.text
             assert ("retry-after" in reply.headers) == (status == 503)
+
+
+async def test_the_log_says_what_failed_where_and_nothing_that_somebody_sent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with http_house() as house, house.client() as client:
+        house.office.failure = RuntimeError("cannot store 'a prompt with a secret'")
+        body = {"question": "a secret question", "text": "a secret text"}
+        assert (await client.post("/v1/runs", json=body)).status_code == 500
+        assert (
+            await client.post("/v1/runs", content=b"a secret", headers={"x-secret": "1"})
+        ).status_code == 415
+        path = "/v1/runs/secret?from=secret"
+        assert (await client.get(path)).status_code == 400
+    assert "CreateRun failed: RuntimeError" in caplog.text
+    assert "create_run" in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_a_used_up_quota_says_what_is_short_and_that_trying_again_does_not_help() -> None:

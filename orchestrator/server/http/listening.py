@@ -15,6 +15,7 @@ from orchestrator.errors import InvalidRequestError
 from orchestrator.limits import (
     HTTP_HEAD_S,
     HTTP_KEEP_ALIVE_S,
+    HTTP_PART_TAKEN_S,
     HTTP_STREAMS_END_S,
     MAX_HTTP_CONNECTIONS,
     MAX_HTTP_HEADER_BYTES,
@@ -52,9 +53,12 @@ class _UntilTheEnd:
 
 
 class _Connection(H11Protocol):
-    """Closed when its headers don't come: uvicorn itself waits for them for ever."""
+    """Closed when its headers don't come, or when what it is sent is not taken: uvicorn waits for ever."""
 
     _due: asyncio.TimerHandle | None = None
+    """Its headers."""
+    _taken_due: asyncio.TimerHandle | None = None
+    """What waits to be sent."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
@@ -64,9 +68,20 @@ class _Connection(H11Protocol):
         super().on_response_complete()
         self._expect_head(HTTP_KEEP_ALIVE_S + HTTP_HEAD_S)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # Not `close`, which first waits until all is taken.
+        self._taken_due = self.loop.call_later(HTTP_PART_TAKEN_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._taken_due is not None:
+            self._taken_due.cancel()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._due is not None:
-            self._due.cancel()
+        for due in (self._due, self._taken_due):
+            if due is not None:
+                due.cancel()
         super().connection_lost(exc)
 
     def _expect_head(self, within_s: float) -> None:

@@ -9,17 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from orchestrator.limits import HTTP_PART_TAKEN_S
-
 T = TypeVar("T")
 _BATCH = 64
 """Entries of a stream that wait for a slow client; then their source does."""
 
 OnHangUp = Callable[[], Awaitable[None]]
-
-
-class _ClientGoneError(Exception):
-    """It is connected and takes nothing."""
 
 
 async def _nothing() -> None:
@@ -29,9 +23,9 @@ async def _nothing() -> None:
 class Stream(Response):
     """A response whose parts are made while it is sent.
 
-    A client that hangs up, or takes nothing for `HTTP_PART_TAKEN_S`, ends the making. When the making fails,
-    the connection is cut before its proper end, so that nobody takes the part for the whole; makers that can
-    tell an error in their own way do that instead.
+    A client that hangs up ends the making. When the making fails, the connection is cut before its proper
+    end, so that nobody takes the part for the whole; makers that can tell an error in their own way do that
+    instead.
     """
 
     def __init__(
@@ -55,20 +49,12 @@ class Stream(Response):
 
     async def _send(self, send: Send) -> None:
         async with aclosing(self._parts) as parts:
-            await _taken(
-                send, {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
             async for part in parts:
-                await _taken(send, {"type": "http.response.body", "body": part, "more_body": True})
-            await _taken(send, {"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _taken(send: Send, message: dict[str, object]) -> None:
-    try:
-        async with asyncio.timeout(HTTP_PART_TAKEN_S):
-            await send(message)
-    except TimeoutError:
-        raise _ClientGoneError from None
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def while_connected(work: Awaitable[T], request: Request, on_hang_up: OnHangUp) -> T | None:
@@ -100,10 +86,7 @@ async def _outlived(work: Awaitable[None], receive: Receive) -> bool:
         await asyncio.gather(working, leaving, return_exceptions=True)
     if is_left:
         return True
-    try:
-        working.result()
-    except _ClientGoneError:
-        return True
+    working.result()
     return False
 
 
