@@ -113,7 +113,13 @@ async def test_lists_come_in_pages_newest_first_and_filtered() -> None:
         assert len((await client.get("/v1/runs", params=filters)).json()["runs"]) == 5
         none = {"created_before": "2020-01-01T00:00:00Z"}
         assert (await client.get("/v1/runs", params=none)).json() == {"runs": [], "next_page_token": ""}
-        for wrong in ({"page_token": "nonsense"}, {"page_size": 0}, {"state": "asleep"}, {"pagesize": 3}):
+        for wrong in (
+            {"page_token": "nonsense"},
+            {"page_size": 0},
+            {"state": "asleep"},
+            {"pagesize": 3},
+            {"created_from": "2020-01-01T00:00:00"},
+        ):
             assert (await client.get("/v1/runs", params=wrong)).status_code == 400
 
 
@@ -388,6 +394,7 @@ async def test_a_request_of_another_form_is_refused_with_the_field_and_without_i
         ({"text": "t"}, "question"),
         ({"question": "q", "text": "t" * (4 * 1024 * 1024 + 1)}, "text"),
         ({"question": "q", "text": "t", "context_id": "c1"}, "context_id"),
+        ({"question": "q", "context_id": "c\0"}, "context_id"),
         ([], ""),
     ]
     async with http_house() as house, house.client() as client:
@@ -562,6 +569,8 @@ async def test_unknown_paths_and_methods_have_the_same_form_of_error() -> None:
     async with http_house() as house, house.client() as client:
         absent = await client.get("/v2/runs")
         assert (absent.status_code, absent.json()["error"]["type"]) == (404, "not_found_error")
+        slash = await client.get("/v1/runs/", headers={"host": "elsewhere.example"})
+        assert (slash.status_code, "location" in slash.headers) == (404, False)
         wrong = await client.patch("/v1/runs")
         assert (wrong.status_code, wrong.json()["type"]) == (405, "error")
         assert (await client.head("/v1/usage")).status_code == 405

@@ -93,7 +93,7 @@ def make_app(
         content, media_type = metrics()
         return Response(content, headers={"content-type": media_type})
 
-    return Starlette(
+    app = Starlette(
         routes=[
             *(_route(route, house) for route in routes),
             StarletteRoute("/healthz", healthz),
@@ -104,6 +104,9 @@ def make_app(
         middleware=[Middleware(_Guard)],
         exception_handlers={HTTPException: _no_such_route},
     )
+    # Else Starlette would send whoever adds a slash, key and all, to whatever host his request named.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _route(route: Route, house: _House) -> StarletteRoute:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from orchestrator.budget import Amounts
 from orchestrator.limits import MAX_INLINE_TEXT_BYTES
@@ -83,7 +83,11 @@ class CreateRunForm(_Asked):
         " header `Idempotency-Key` says the same. Without either each request makes a run.",
     )
     question: str = Field(min_length=1, description="At most 1 MB.")
-    context_id: str | None = Field(default=None, description="A context that was uploaded; or `text`.")
+    context_id: str | None = Field(
+        default=None,
+        pattern="^[A-Za-z0-9_-]{1,64}$",
+        description="A context that was uploaded; or `text`.",
+    )
     text: Annotated[str | None, AfterValidator(_at_most_4_mb)] = Field(
         default=None, description="The context itself, at most 4 MB; or `context_id`."
     )
@@ -128,8 +132,12 @@ class ListRunsQuery(_Queried):
 
     state: list[RunState] = Field(default=[], description="Only runs in one of these states.")
     outcome: list[str] = Field(default=[], description="Only runs with one of these outcomes.")
-    created_from: datetime | None = Field(default=None, description="Only runs created at or after this.")
-    created_before: datetime | None = Field(default=None, description="Only runs created before this.")
+    created_from: AwareDatetime | None = Field(
+        default=None, description="Only runs created at or after this; RFC 3339, with its zone."
+    )
+    created_before: AwareDatetime | None = Field(
+        default=None, description="Only runs created before this; likewise."
+    )
     page_size: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE)
     page_token: str | None = Field(default=None, description="From the page before.")
 
