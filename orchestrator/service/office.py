@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -284,8 +284,10 @@ class ServiceOffice:
                 now = await self._books.runs.run(row.tenant_id, row.run_id)
                 return now is None or now.state is RunState.ENDED
 
-            async for entry in self._watching.watch(row.run_id, from_position, has_ended):
-                yield entry
+            watched = self._watching.watch(row.run_id, from_position, has_ended)
+            async with aclosing(watched):
+                async for entry in watched:
+                    yield entry
 
     async def read_text(self, caller: Caller, run_id: str, sha256: str) -> AsyncIterator[bytes]:
         """See `Office.read_text`."""

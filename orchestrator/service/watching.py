@@ -15,7 +15,7 @@ Rules:
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -127,7 +127,7 @@ class Watching:
 
     async def watch(
         self, run_id: RunId, from_position: int, has_ended: Callable[[], Awaitable[bool]]
-    ) -> AsyncIterator[tuple[int, bytes]]:
+    ) -> AsyncGenerator[tuple[int, bytes], None]:
         """Positions and events, see `Office.watch_run`.
 
         Args:

@@ -212,6 +212,22 @@ async def test_a_watcher_that_was_cut_off_goes_on_where_it_was(stub: Any, accoun
         assert await watched(stub, account.read, run.run_id, position) == whole[position:]
 
 
+async def test_a_watcher_that_hangs_up_leaves_nothing_behind(directory: Path) -> None:
+    async with (
+        open_server(directory, FakeModel(otherwise=when(asyncio.Event(), runs(ANSWERS)))) as server,
+        server.stub() as stub,
+    ):
+        account = await server.account("acme")
+        run = await created(stub, account)
+        streams: list[Any] = [stub.WatchRun(named(run.run_id), **key(account.read)) for _ in range(20)]
+        for stream in streams:
+            assert (await stream.read()).position == 0
+        assert server.office.watchers == 20
+        for stream in streams:
+            stream.cancel()
+        await until(lambda: server.office.watchers == 0)
+
+
 async def test_a_run_is_followed_up_on_the_same_context(stub: Any, account: Account) -> None:
     first = await created(stub, account)
     request = pb.ContinueRunRequest(run_id=first.run_id, idempotency_key="next", question=b"And then?")
