@@ -193,6 +193,8 @@ MAX_HTTP_BODIES_BYTES = 256 * 1024 * 1024
 """Bodies under way, all clients together. While they are more, the next is asked to come again."""
 MAX_HTTP_CONNECTIONS = 4_000
 """More are told to come again: sandboxes and gRPC need open files too."""
+MAX_HTTP_REQUESTS_OF_TENANT = 2_000
+"""Requests of one tenant at once, watched runs included: half of the connections are for others."""
 HTTP_HEAD_S = 30.0
 """From a connection's start to the end of its first request's headers."""
 HTTP_KEEP_ALIVE_S = 75

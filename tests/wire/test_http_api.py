@@ -498,6 +498,23 @@ async def test_while_too_many_long_bodies_are_under_way_the_next_comes_again_lat
         assert (await client.get("/v1/usage")).status_code == 200
 
 
+async def test_a_tenant_with_too_many_streams_is_refused_more_and_another_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_app, "MAX_HTTP_REQUESTS_OF_TENANT", 3)
+    async with http_house(waits_to_be_cancelled) as house, house.client() as ann, house.client(BOB) as bob:
+        run_id = (await created(ann))["run_id"]
+        async with AsyncExitStack() as streams:
+            for _ in range(3):
+                await streams.enter_async_context(ann.stream("GET", f"/v1/runs/{run_id}/events"))
+            more = await ann.get("/v1/usage")
+            assert (more.status_code, more.json()["error"]["type"]) == (429, "rate_limit_error")
+            assert (await bob.get("/v1/usage")).status_code == 200
+        async with asyncio.timeout(20):
+            while (await ann.get("/v1/usage")).status_code != 200:  # noqa: ASYNC110 - the server sees it late
+                await asyncio.sleep(0.01)
+
+
 async def test_headers_past_their_limit_are_refused() -> None:
     async with http_house() as house, house.client() as client:
         for reply in (

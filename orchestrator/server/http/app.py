@@ -8,7 +8,9 @@ import asyncio
 import logging
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import get_origin
@@ -23,7 +25,13 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import errors
-from orchestrator.limits import HTTP_ANSWER_S, MAX_HTTP_HEADER_BYTES, MAX_MESSAGES_BODY_BYTES
+from orchestrator.ids import TenantId
+from orchestrator.limits import (
+    HTTP_ANSWER_S,
+    MAX_HTTP_HEADER_BYTES,
+    MAX_HTTP_REQUESTS_OF_TENANT,
+    MAX_MESSAGES_BODY_BYTES,
+)
 from orchestrator.server.http import messages, resources
 from orchestrator.server.http.forms import query_values
 from orchestrator.server.http.openapi import document
@@ -58,6 +66,21 @@ class _House:
 
     office: Office
     room: Room
+    under_way: Counter[TenantId]
+
+    @contextmanager
+    def counted(self, tenant_id: TenantId) -> Iterator[None]:
+        """One more request of a tenant, unless it has too many."""
+        if self.under_way[tenant_id] >= MAX_HTTP_REQUESTS_OF_TENANT:
+            raise RequestRefusedError(429, "rate_limit_error", "there are too many requests at once")
+        self.under_way[tenant_id] += 1
+        try:
+            yield
+        finally:
+            self.under_way[tenant_id] -= 1
+            # Else everybody who ever asked would stay here.
+            if not self.under_way[tenant_id]:
+                del self.under_way[tenant_id]
 
 
 def make_app(
@@ -75,7 +98,7 @@ def make_app(
         metrics: What `/metrics` gives; None for no such path.
         routes: All that takes a key.
     """
-    house = _House(office=office, room=Room())
+    house = _House(office=office, room=Room(), under_way=Counter())
     openapi = document(routes, version("rlm-orchestrator"))
 
     async def healthz(_request: Request) -> Response:
@@ -110,25 +133,39 @@ def make_app(
 
 
 def _route(route: Route, house: _House) -> StarletteRoute:
-    async def endpoint(request: Request) -> Response:
-        with house.room.hold() as held:
-            try:
-                # Who asks comes before what is asked: a stranger's body is not even parsed.
-                async with asyncio.timeout(HTTP_ANSWER_S):
-                    caller = await house.office.authenticate(key_of(request.headers))
-                call = await _let_in(route, house, caller, request, held)
-                async with asyncio.timeout(route.answer_s):
-                    return await route.answer(call)
-            except ClientDisconnect:
-                # Nobody reads this.
-                return Response(status_code=499)
-            except Exception as error:
-                return await _refusal(route, request, error)
-
-    made = StarletteRoute(route.path, endpoint, methods=[route.method], name=route.name)
+    made = StarletteRoute(route.path, _Endpoint(route, house), methods=[route.method], name=route.name)
     # Starlette answers HEAD wherever it answers GET, by doing the work of GET: here that would be a stream.
     made.methods = {route.method}
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """One route: from the request to the last byte of the response."""
+
+    route: Route
+    house: _House
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with ExitStack() as held:
+            response = await self._answer(Request(scope, receive, send), held)
+            await response(scope, receive, send)
+
+    async def _answer(self, request: Request, held: ExitStack) -> Response:
+        house, route = self.house, self.route
+        try:
+            # Who asks comes before what is asked: a stranger's body is not even parsed.
+            async with asyncio.timeout(HTTP_ANSWER_S):
+                caller = await house.office.authenticate(key_of(request.headers))
+            held.enter_context(house.counted(caller.tenant.tenant_id))
+            call = await _let_in(route, house, caller, request, held.enter_context(house.room.hold()))
+            async with asyncio.timeout(route.answer_s):
+                return await route.answer(call)
+        except ClientDisconnect:
+            # Nobody reads this.
+            return Response(status_code=499)
+        except Exception as error:
+            return await _refusal(route, request, error)
 
 
 async def _let_in(route: Route, house: _House, caller: Caller, request: Request, held: HeldRoom) -> Call:
