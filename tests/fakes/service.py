@@ -123,12 +123,12 @@ async def open_server(
     hooks: Sequence[ServiceHook] = (),
     tls: Tls | None = None,
     driver: InProcessDriver | None = None,
-    store_dir: Path | None = None,
+    store_url: str = "",
     home: str = HOME,
 ) -> AsyncIterator[Server]:
     """A server for the length of the block; its end is that of a server that had no time to drain.
 
-    Servers with one `store_dir`, and each a `home` of its own, share a database.
+    Servers with one `store_url`, and each a `home` of its own, share a database.
     """
     async with AsyncExitStack() as stack:
         instance = stack.enter_context(claim_instance(directory))
@@ -142,7 +142,7 @@ async def open_server(
             slots=SandboxSlots(sandboxes),
             pool=SandboxPool(SandboxMaker(instance, driver)),
         )
-        url = await new_database((store_dir or directory) / "service.db")
+        url = store_url or await new_database(directory / "service.db")
         database = await stack.enter_async_context(open_database(url, patience_s=1.0))
         books = books_of(database)
         policy = Policy(prices=PriceList(cards={CARD.name: CARD}), allowed=models_allowed)

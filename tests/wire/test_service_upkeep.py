@@ -15,8 +15,11 @@ from orchestrator.models.port import ModelClient
 from orchestrator.service.port import Caller, Question
 from orchestrator.service.recovery import Recovery
 from orchestrator.store.books import Role, RunFilter, RunRow, RunState, TenantRules
+from tests.databases import new_store_url, postgres, store_url
 from tests.fakes.model import FakeModel, runs, when
 from tests.fakes.service import Server, open_server, short_directory
+
+__all__ = ["new_store_url", "postgres", "store_url"]
 
 ANSWERS = runs("FINAL('forty-two')")
 
@@ -56,20 +59,20 @@ def files(server: Server) -> list[Path]:
 
 
 @asynccontextmanager
-async def two_servers(directory: Path, client: ModelClient) -> AsyncIterator[tuple[Server, Server]]:
+async def two_servers(store_url: str, client: ModelClient) -> AsyncIterator[tuple[Server, Server]]:
     """Two state directories, one database."""
-    with short_directory() as other:
+    with short_directory() as one, short_directory() as other:
         async with (
-            open_server(directory, client) as first,
-            open_server(other, client, store_dir=directory, home="another-home") as second,
+            open_server(one, client, store_url=store_url) as first,
+            open_server(other, client, store_url=store_url, home="another-home") as second,
         ):
             yield first, second
 
 
-async def test_servers_of_one_database_keep_a_tenants_limit_together(directory: Path) -> None:
+async def test_servers_of_one_database_keep_a_tenants_limit_together(store_url: str) -> None:
     go = asyncio.Event()
     model = FakeModel(otherwise=when(go, ANSWERS))
-    async with two_servers(directory, model) as (first, second):
+    async with two_servers(store_url, model) as (first, second):
         caller = await a_caller(first, rules=TenantRules(max_concurrent_runs=2))
         created = [
             (server, (await server.office.create_run(caller, asking(f"{server.directory}{number}"))).run)
@@ -85,9 +88,9 @@ async def test_servers_of_one_database_keep_a_tenants_limit_together(directory: 
             assert (await ended(server, caller, run.run_id)).outcome == "answered"
 
 
-async def test_a_run_is_watched_on_any_server_and_stopped_where_it_runs(directory: Path) -> None:
+async def test_a_run_is_watched_on_any_server_and_stopped_where_it_runs(store_url: str) -> None:
     model = FakeModel(otherwise=when(asyncio.Event(), ANSWERS))
-    async with two_servers(directory, model) as (first, second):
+    async with two_servers(store_url, model) as (first, second):
         caller = await a_caller(first)
         run = (await first.office.create_run(caller, asking())).run
         await until(lambda: len(model.asked) == 1)
