@@ -18,7 +18,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Any
 
 from orchestrator.access import ModelAccess
@@ -64,6 +63,10 @@ _LONGEST_PAUSE_S = 30.0
 MAX_RESUMES = 20
 """A run that is resumed more often does not get any further."""
 
+_FAILED = Outcome.INTERNAL_ERROR.value
+
+OnLeft = Callable[[RunId, TenantId, bool], None]
+
 MAX_CHAIN = 50
 """Runs that continue one another with one namespace: each runs the cells of all before it again."""
 
@@ -78,13 +81,6 @@ class End:
     outcome: str
     error: str = ""
     answer: bytes | None = None
-
-
-class _Leave(Enum):
-    """Why a running run is stopped from outside."""
-
-    CANCELLED = "cancelled"
-    DRAINED = "drained"
 
 
 @dataclass(slots=True)
@@ -112,6 +108,8 @@ class _Record:
     def __init__(self, store: RunStore) -> None:
         self._store = store
         self.is_left = False
+        self.on_lost: Callable[[], None] = lambda: None
+        """Told when the store does not take something, and the run is left because of that."""
 
     async def append(
         self,
@@ -129,7 +127,9 @@ class _Record:
             await self._store.append(run_id, expected_seq, events, blobs=blobs, ledger_entries=ledger_entries)
         except StoreError:
             # Else a store that answers again a moment later would be told that the run ended of this.
-            self.is_left = True
+            if not self.is_left:
+                self.is_left = True
+                self.on_lost()
             raise
 
     def events(self, run_id: RunId, from_seq: int = 0) -> AsyncIterator[Event]:
@@ -151,9 +151,14 @@ class _Job:
     bill: Bill
     record: _Record
     task: asyncio.Task[None] | None = None
-    leave: _Leave | None = None
+    is_cancelled: bool = False
     is_ending: bool = False
     """Its end is being stored: too late to stop it."""
+
+    def stop(self) -> None:
+        """Stop it from outside, once."""
+        if self.task is not None and not self.is_ending:
+            self.task.cancel()
 
 
 class Execution:
@@ -202,8 +207,9 @@ class Execution:
         """On the shelf, by context id."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
-        self.on_left: Callable[[RunId, TenantId], None] = lambda _run, _tenant: None
-        """Told of a run that was left although this server goes on: who resumes runs sets it."""
+        self.on_left: OnLeft = lambda _run, _tenant, _is_cancelled: None
+        """Told of a run that was left although this server goes on, and whether it was cancelled meanwhile:
+        who resumes runs sets it."""
 
     @property
     def running(self) -> int:
@@ -243,7 +249,9 @@ class Execution:
         row = replace(row, question="", answer=None)
         on_stored = self._watching.here(row.run_id)
         record = _Record(self._books.trees.tree(row.tenant_id, row.run_id, on_stored=on_stored))
-        self._jobs[row.run_id] = _Job(row, tenant, resume, billed or Bill(), record)
+        job = self._jobs[row.run_id] = _Job(row, tenant, resume, billed or Bill(), record)
+        # Not at once: whoever could not store something is told of that first.
+        record.on_lost = lambda: self._soon(job.stop)
         self._fill()
 
     async def cancel(self, run_id: RunId) -> bool:
@@ -256,9 +264,9 @@ class Execution:
         if job is None:
             return False
         if job.task is not None:
-            if job.leave is None and not job.is_ending:
-                job.leave = _Leave.CANCELLED
-                job.task.cancel()
+            if not job.is_cancelled and not job.record.is_left:
+                job.stop()
+            job.is_cancelled = True
             return True
         self._queue.remove(run_id, job.row.tenant_id)
         try:
@@ -283,11 +291,10 @@ class Execution:
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace_s)
             for job in tuple(self._jobs.values()):
-                if job.task in late and job.leave is None:
-                    job.leave = _Leave.DRAINED
+                # What was cancelled is ending anyway, and is to be recorded as that.
+                if job.task in late and not job.is_cancelled and not job.record.is_left:
                     job.record.is_left = True
-                    if not job.is_ending and job.task is not None:
-                        job.task.cancel()
+                    job.stop()
             if late:
                 await asyncio.wait(late)
         self._watching.close()
@@ -342,9 +349,9 @@ class Execution:
             is_started, stored = False, row
         except asyncio.CancelledError:
             # Cancelled or drained before it began: whether it counts as started is not known.
-            is_started, stored = job.leave is not None, row
-            if not is_started:
+            if not (job.is_cancelled or job.record.is_left):
                 raise
+            is_started, stored = True, row
         if is_started and stored is not None:
             job.row = stored
             return True
@@ -365,28 +372,29 @@ class Execution:
         self._fill()
 
     async def _to_end(self, job: _Job) -> End | None:
-        """The run's end, or None when it has none here."""
+        """The run's end, or None when it is left as it stands."""
         try:
-            if job.leave is None:
+            if not (job.is_cancelled or job.record.is_left):
                 return await self._run(job, [hook.observer(job.row) for hook in self._hooks])
         except asyncio.CancelledError:
-            if job.leave is None:
+            if not (job.is_cancelled or job.record.is_left):
                 raise
         except StoreError as error:
-            if job.leave is _Leave.CANCELLED:
-                return CANCELLED
-            _log.warning("run %s is left as it stands: %s", job.row.run_id, error)
-            return None
+            job.record.is_left = True
+            _log.warning("a run is left as it stands: %s", error)
         except (CallerError, MachineError) as error:
-            return None if job.leave is _Leave.DRAINED else End(Outcome.INTERNAL_ERROR.value, str(error))
+            if not job.record.is_left:
+                return End(_FAILED, str(error))
         except OrchestratorError as error:
-            _log.error("run %s failed", job.row.run_id, exc_info=error)
-            return End(Outcome.INTERNAL_ERROR.value, str(error))
+            _log.error("a run failed", exc_info=error)
+            if not job.record.is_left:
+                return End(_FAILED, str(error))
         except Exception:
             # Whatever it is, it must not take the other runs of this server down.
-            _log.exception("run %s failed", job.row.run_id)
-            return End(Outcome.INTERNAL_ERROR.value, "the orchestrator failed; its log has the details")
-        return CANCELLED if job.leave is _Leave.CANCELLED else None
+            _log.exception("a run failed")
+            if not job.record.is_left:
+                return End(_FAILED, "the orchestrator failed; its log has the details")
+        return None if job.record.is_left else CANCELLED
 
     async def _run(self, job: _Job, observers: Sequence[Observer]) -> End:
         row, tenant_id = job.row, job.row.tenant_id
@@ -519,7 +527,7 @@ class Execution:
         self._queue.ended(row.run_id)
         self._over(job)
         if not self._draining.is_set():
-            self.on_left(row.run_id, row.tenant_id)
+            self.on_left(row.run_id, row.tenant_id, job.is_cancelled)
 
     async def _until_stored(self, store: Callable[[], Awaitable[None]], what: str) -> None:
         """Ask the store until it answers, or the server drains."""
@@ -549,6 +557,9 @@ class Execution:
             self._watching.left(job.row.run_id)
         for hook in self._hooks:
             hook.left(job.row)
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(call)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -550,23 +550,27 @@ class ServiceOffice:
 
     # --- In the background ----------------------------------------------------------------------------
 
-    def _take_up_later(self, run_id: RunId, tenant_id: TenantId) -> None:
-        self._begin(self._take_up_left(run_id, tenant_id))
+    def _take_up_later(self, run_id: RunId, tenant_id: TenantId, is_cancelled: bool) -> None:
+        self._begin(self._take_up_left(run_id, tenant_id, is_cancelled=is_cancelled))
 
-    async def _take_up_left(self, run_id: RunId, tenant_id: TenantId) -> None:
+    async def _take_up_left(self, run_id: RunId, tenant_id: TenantId, *, is_cancelled: bool) -> None:
         """Resume a run that this server had to leave; the store has just answered again."""
         try:
-            await self._take_up(run_id, tenant_id)
+            await self._take_up(run_id, tenant_id, is_cancelled=is_cancelled)
         except StoreError as error:
             _log.warning("run %s stays interrupted: %s", run_id, error)
 
-    async def _take_up(self, run_id: RunId, tenant_id: TenantId) -> None:
+    async def _take_up(self, run_id: RunId, tenant_id: TenantId, *, is_cancelled: bool = False) -> None:
         async with self._taking_up:
             row = await self._books.runs.run(tenant_id, run_id)
             tenant = await self._books.tenants.tenant(tenant_id)
             if row is None or tenant is None or row.state is not RunState.INTERRUPTED:
                 return
-            if not self._execution.has(run_id):
+            if self._execution.has(run_id):
+                return
+            if is_cancelled:
+                await self._recovery.end(row, CANCELLED)
+            else:
                 await self._recovery.take_up(row, tenant)
 
     async def _sweep_now_and_then(self) -> None:

@@ -659,6 +659,22 @@ async def test_what_a_server_left_is_taken_up_by_the_next_one(directory: Path, k
         assert usage.day.tokens == total, "nothing drawn is lost"
 
 
+class Away:
+    """A database that takes nothing, until it is back."""
+
+    def __init__(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refused = 0
+        self.is_back = False
+        self._write = server.database.write
+        monkeypatch.setattr(server.database, "write", self.write)
+
+    async def write(self, work: Any, *, lane: str = "") -> Any:
+        if not self.is_back:
+            self.refused += 1
+            raise StoreError("the disk is full")
+        return await self._write(work, lane=lane)
+
+
 async def test_a_run_whose_events_cannot_be_stored_stops_and_goes_on_when_they_can(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -668,32 +684,51 @@ async def test_a_run_whose_events_cannot_be_stored_stops_and_goes_on_when_they_c
         account = await server.account("acme")
         run = await created(stub, account)
         await until(lambda: len(model.asked) == 1)
-        write, is_away, refused = server.database.write, True, 0
-
-        async def away(work: Any, *, lane: str = "") -> Any:
-            nonlocal refused
-            if is_away:
-                refused += 1
-                raise StoreError("the disk is full")
-            return await write(work, lane=lane)
-
-        monkeypatch.setattr(server.database, "write", away)
+        away = Away(server, monkeypatch)
         error = await refusal(stub.CreateRun(asking("2"), **key(account.run)))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert "disk" not in (error.details() or ""), "that is the operator's business"
         go.set()
-        await until(lambda: refused >= 4)
-        assert server.driver.live_at_most == 1
-        assert not await server.driver.found(), "its sandbox is gone"
+        await until(lambda: away.refused >= 4)
+        async with asyncio.timeout(20):
+            while await server.driver.found():
+                await asyncio.sleep(0.01)
         assert len(model.asked) == 1, "nothing is asked that could not be written down"
-        is_away = False
-        async with asyncio.timeout(30):
-            while told := await stub.GetRun(pb.GetRunRequest(run_id=run.run_id), **key(account.read)):
-                if told.run.state == pb.RUN_STATE_ENDED:
-                    break
-                await asyncio.sleep(0.05)
-        assert (told.run.outcome, told.run.answer, told.run.resumed) == ("answered", b"forty-two", 1)
-        assert (told.run.confirmed.calls, told.run.unconfirmed.calls) == (1, 1)
+        away.is_back = True
+        told = await over(stub, account, run.run_id)
+        assert (told.outcome, told.answer, told.resumed) == ("answered", b"forty-two", 1)
+        assert (told.confirmed.calls, told.unconfirmed.calls) == (1, 1)
+
+
+async def test_a_run_that_is_cancelled_while_nothing_can_be_stored_does_not_go_on_and_is_settled(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = asyncio.Event()
+    model = FakeModel(when(go, runs(ANSWERS)))
+    async with open_server(directory, model) as server, server.stub() as stub:
+        account = await server.account("acme")
+        run = await created(stub, account)
+        await until(lambda: len(model.asked) == 1)
+        away = Away(server, monkeypatch)
+        # As if its audit entry had just been written.
+        await server.office._execution.cancel(RunId(run.run_id))
+        await until(lambda: away.refused >= 2)
+        away.is_back = True
+        told = await over(stub, account, run.run_id)
+        assert (told.outcome, told.answer) == ("cancelled", b"")
+        assert told.unconfirmed.calls == 1, "what was under way is paid for"
+        assert len(model.asked) == 1
+
+
+async def over(stub: Any, account: Account, run_id: str) -> pb.Run:
+    """The run, when it has ended, however often its watchers are cut."""
+    async with asyncio.timeout(30):
+        while True:
+            told = await stub.GetRun(pb.GetRunRequest(run_id=run_id), **key(account.read))
+            if told.run.state == pb.RUN_STATE_ENDED:
+                run: pb.Run = told.run
+                return run
+            await asyncio.sleep(0.05)
 
 
 async def test_only_an_interrupted_run_can_be_resumed(stub: Any, account: Account) -> None:
