@@ -56,6 +56,8 @@ class Instance:
         socket_dir, context_dir = directory / "sock", directory / "ctx"
         socket_dir.mkdir(parents=True)
         context_dir.mkdir()
+        # The guest's uid is not ours, and our umask may keep everything from others.
+        context_dir.chmod(0o755)
         try:
             yield socket_dir, context_dir
         finally:

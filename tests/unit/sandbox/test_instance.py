@@ -163,6 +163,19 @@ def test_a_sandboxs_directories_are_gone_after_it(tmp_path: Path) -> None:
         assert not socket_dir.parent.exists()
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_guest_can_read_its_contexts_directory_whatever_this_process_keeps_private(
+    tmp_path: Path, umask: int
+) -> None:
+    """A unit of systemd with UMask=0077 lost every sandbox under its first cell."""
+    before = os.umask(umask)
+    try:
+        with claim_instance(tmp_path) as instance, instance.sandbox_directories(SANDBOX) as (_, context_dir):
+            assert stat.S_IMODE(context_dir.stat().st_mode) == 0o755
+    finally:
+        os.umask(before)
+
+
 # --- Sandboxes --------------------------------------------------------------------------------------------
 
 
