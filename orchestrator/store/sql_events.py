@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, Table, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, Table, bindparam, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.errors import InvariantError
@@ -153,6 +153,18 @@ class SqlRunStore:
         return table.c.root_run_id == self._root, is_ours
 
 
+# Every append runs these. To put one together takes longer than to run it, and so they are put together once.
+_TAKE_POSITIONS = (
+    update(tables.runs)
+    .where(tables.runs.c.run_id == bindparam("root"), tables.runs.c.tenant_id == bindparam("tenant"))
+    .values(last_position=tables.runs.c.last_position + bindparam("count"))
+    .returning(tables.runs.c.last_position)
+)
+_LAST_SEQ = select(func.max(tables.events.c.seq)).where(
+    tables.events.c.root_run_id == bindparam("root"), tables.events.c.run_id == bindparam("run")
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """What one append stores."""
@@ -200,12 +212,8 @@ class _Batch:
 
     async def _take_positions(self, connection: AsyncConnection) -> int:
         """The first of as many as there are events. Until the transaction ends, nobody else gets any."""
-        of_tree = tables.runs.c
         moved = await connection.execute(
-            update(tables.runs)
-            .where(of_tree.run_id == self.root, of_tree.tenant_id == self.tenant_id)
-            .values(last_position=of_tree.last_position + len(self.events))
-            .returning(of_tree.last_position)
+            _TAKE_POSITIONS, {"root": self.root, "tenant": self.tenant_id, "count": len(self.events)}
         )
         last: int | None = moved.scalar_one_or_none()
         if last is None:
@@ -213,10 +221,8 @@ class _Batch:
         return last + 1 - len(self.events)
 
     async def _check_length(self, connection: AsyncConnection) -> None:
-        its = tables.events.c
-        found = await connection.execute(
-            select(func.max(its.seq)).where(its.root_run_id == self.root, its.run_id == self.run_id)
-        )
+        # Not part of the statement before: that one may have looked before it got the tree to itself.
+        found = await connection.execute(_LAST_SEQ, {"root": self.root, "run": self.run_id})
         last: int | None = found.scalar_one()
         length = 0 if last is None else last + 1
         if length != self.expected_seq:
