@@ -14,6 +14,8 @@ from orchestrator.cli import exits
 from orchestrator.service.log_context import bound
 
 _MAX_CHARS = 4_000
+"""Of a message, and of a line of text. A JSON line is never cut: half an object is none."""
+_LONGEST_ESCAPE = 12
 
 
 class LogLines(logging.Handler):
@@ -37,8 +39,15 @@ class LogLines(logging.Handler):
             **bound(),
             **_exception(record),
         }
-        line = json.dumps(said) if self._as_json else _text(said)
-        exits.tell(line, max_chars=_MAX_CHARS)
+        if self._as_json:
+            whole = json.dumps({name: _cut(str(value)) for name, value in said.items()})
+            exits.tell(whole, max_chars=len(said) * _LONGEST_ESCAPE * (_MAX_CHARS + 100))
+        else:
+            exits.tell(_text(said), max_chars=_MAX_CHARS)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_CHARS else text[:_MAX_CHARS] + "..."
 
 
 def _text(said: dict[str, str]) -> str:

@@ -13,6 +13,8 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.server.serve import Served, serve
 
+_log = logging.getLogger(__name__)
+
 
 def run(settings: Settings, provider: ProviderProcess | None) -> Exit:
     """Serve until SIGTERM or Ctrl-C, drain, and leave what runs to the next server.
@@ -29,7 +31,7 @@ def run(settings: Settings, provider: ProviderProcess | None) -> Exit:
         try:
             return asyncio.run(_serve(settings, provider))
         except OrchestratorError as error:
-            exits.complain(error)
+            _log.error("%s", error)
             return exits.exit_for(error)
 
 
@@ -39,14 +41,14 @@ async def _serve(settings: Settings, provider: ProviderProcess | None) -> Exit:
     def stopping(signals_so_far: int) -> None:
         if signals_so_far == 1:
             grace_s = settings.service.drain_s
-            exits.tell(f"rlm: draining: what runs has {grace_s:.0f} s; a second signal cuts that short")
+            _log.info("draining: what runs has %.0f s; a second signal cuts that short", grace_s)
             stop.set()
         elif signals_so_far == 2:
-            exits.tell("rlm: leaving what runs to the next server")
+            _log.info("leaving what runs to the next server")
             work.cancel()
 
     work = asyncio.create_task(
-        serve(settings, provider, stop=stop, on_ready=_ready, say=lambda line: exits.tell(f"rlm: {line}"))
+        serve(settings, provider, stop=stop, on_ready=_ready, say=lambda line: _log.warning("%s", line))
     )
     with signals.heard(stopping):
         await asyncio.wait((work,))

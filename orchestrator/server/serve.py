@@ -292,13 +292,13 @@ _LOOPBACK = ("127.", "[::1]", "localhost:")
 def _warnings(settings: Settings, machine: Machine) -> Iterator[str]:
     for objection in machine.objections:
         if objection.name.endswith(" version"):
-            yield f"warning: {objection.detail}; `rlm doctor` says what to do"
+            yield f"{objection.detail}; `rlm doctor` says what to do"
     if settings.debug_switches:
         yield (
-            f"warning: {', '.join(settings.debug_switches)} may write what models and cells say to this"
+            f"{', '.join(settings.debug_switches)} may write what models and cells say to this"
             " terminal, control characters included"
         )
     if settings.service.tls_cert_file is None:
         for address in (settings.service.grpc, settings.service.http):
             if address != HTTP_OFF and not address.startswith(_LOOPBACK):
-                yield f"warning: {address} has no TLS: whoever is on its network reads keys and answers"
+                yield f"{address} has no TLS: whoever is on its network reads keys and answers"

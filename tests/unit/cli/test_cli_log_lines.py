@@ -65,6 +65,15 @@ def test_no_record_forges_a_line_or_moves_a_cursor(
     assert len(said.splitlines()) == 2
 
 
+def test_a_long_message_is_cut_and_its_line_is_an_object_still(
+    log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.addHandler(LogLines(as_json=True))
+    log.info("\N{GRINNING FACE}" * 10_000)
+    said = json.loads(capsys.readouterr().err)
+    assert said["message"] == "\N{GRINNING FACE}" * 4_000 + "..."
+
+
 async def test_what_is_bound_is_bound_for_the_tasks_that_begin_there_and_no_others() -> None:
     async def look() -> str:
         await asyncio.sleep(0)
