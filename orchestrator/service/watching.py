@@ -10,6 +10,8 @@ Rules:
    then starts what is kept anew. That is enough, because of an event that is stored all before it are.
 4. A watch ends behind the last event of a run that has ended. When the server leaves a run, it ends with
    `UnavailableError`, and goes on wherever the run does.
+5. Watchers that want the same page of the store at the same time have it read once: a thousand that come, or
+   fall behind, together would otherwise wait for each other's connections until they run out of patience.
 """
 
 import asyncio
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.errors import UnavailableError
 from orchestrator.ids import RunId
+from orchestrator.shielding import run_shielded
 from orchestrator.store.books import OnStored, TreeBook
 from orchestrator.trajectory import Event
 
@@ -99,6 +102,8 @@ class Watching:
     def __init__(self, trees: TreeBook) -> None:
         self._trees = trees
         self._topics: dict[RunId, _Topic] = {}
+        self._reads: dict[tuple[RunId, int], asyncio.Task[Sequence[tuple[int, bytes]]]] = {}
+        """Under way, by the position at which they begin."""
 
     @property
     def watchers(self) -> int:
@@ -149,7 +154,7 @@ class Watching:
                 is_over = topic.is_over or (not is_here and await has_ended())
                 page = topic.page(position)
                 if page is None:
-                    page = await self._trees.tree_events(run_id, position, limit=PAGE)
+                    page = await self._read(run_id, position)
                 for at, data in page:
                     yield at, data
                 position += len(page)
@@ -167,8 +172,29 @@ class Watching:
             if not topic.watchers and not topic.is_here and self._topics.get(run_id) is topic:
                 del self._topics[run_id]
 
+    async def _read(self, run_id: RunId, position: int) -> Sequence[tuple[int, bytes]]:
+        """Events from there on that are stored when this is called, if any are; at most a page."""
+        # Whoever fell behind together seldom stands at the same event, but on the same page.
+        begin = position - position % PAGE
+        joined = self._reads.get((run_id, begin))
+        if joined is not None:
+            page = (await run_shielded(_result(joined)))[position - begin :]
+            if page:
+                return page
+            # It may have missed what was stored since it began. One under way now began after this call.
+        read = self._reads.get((run_id, begin))
+        if read is None:
+            read = asyncio.create_task(self._trees.tree_events(run_id, begin, limit=PAGE))
+            self._reads[run_id, begin] = read
+            read.add_done_callback(lambda _: self._reads.pop((run_id, begin), None))
+        return (await run_shielded(_result(read)))[position - begin :]
+
     def _close(self, run_id: RunId, *, is_left: bool) -> None:
         topic = self._topics.pop(run_id, None)
         if topic is not None:
             topic.is_over, topic.is_left = not is_left, is_left
             topic.wake()
+
+
+async def _result(task: "asyncio.Task[Sequence[tuple[int, bytes]]]") -> Sequence[tuple[int, bytes]]:
+    return await asyncio.shield(task)

@@ -235,3 +235,41 @@ async def test_a_watch_that_was_hung_up_on_leaves_nothing() -> None:
 def test_an_event_is_one_line() -> None:
     _, (event,) = Trees().append()
     assert b"\n" not in event_json(event)
+
+
+async def test_watchers_that_want_the_same_page_have_it_read_once() -> None:
+    trees = Trees()
+    trees.append(50)
+    live = Watching(trees)
+    starts = range(40)
+    seen: list[list[tuple[int, bytes]]] = [[] for _ in starts]
+    watches = [live.watch(ROOT, start, always) for start in starts]
+    await asyncio.gather(*map(collect, watches, seen))
+    assert [[position for position, _ in into] for into in seen] == [list(range(n, 50)) for n in starts]
+    # The page, and what follows it; some came when a read was under way that could be too old.
+    assert trees.reads <= 4
+
+
+async def test_what_is_stored_while_an_older_read_is_under_way_is_not_missed() -> None:
+    class Slow(Trees):
+        async def tree_events(
+            self, root: RunId, from_position: int, *, limit: int
+        ) -> Sequence[tuple[int, bytes]]:
+            found = list(enumerate(self.stored))[from_position : from_position + limit]
+            self.reads += 1
+            await may_end.wait()
+            return found
+
+    may_end = asyncio.Event()
+    trees = Slow()
+    live = Watching(trees)
+    first: list[tuple[int, bytes]] = []
+    second: list[tuple[int, bytes]] = []
+    older = asyncio.create_task(collect(live.watch(ROOT, 0, always), first))
+    await settle()
+    trees.append(1)
+    younger = asyncio.create_task(collect(live.watch(ROOT, 0, always), second))
+    await settle()
+    may_end.set()
+    await asyncio.gather(older, younger)
+    assert [position for position, _ in second] == [0]
