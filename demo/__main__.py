@@ -14,9 +14,8 @@ from demo import job, purchases
 from demo.job import Verdict
 from orchestrator.cli import exits, signals, words
 from orchestrator.cli.exits import Exit
-from orchestrator.cli.live import LiveView
+from orchestrator.cli.live import LiveView, stderr_can_be_redrawn
 from orchestrator.cli.plain import PlainLines
-from orchestrator.cli.run import stderr_can_be_redrawn
 from orchestrator.cli.tree import RunTree
 from orchestrator.config import read_settings
 from orchestrator.errors import OrchestratorError

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from orchestrator.access import chosen, open_models
 from orchestrator.broker.service import serve_broker
-from orchestrator.budget import UNLIMITED, Amounts
+from orchestrator.budget import UNLIMITED, ZERO, Amounts
 from orchestrator.config import Settings
 from orchestrator.contexts.store import ContextStore, StagedContext
 from orchestrator.conversation import Dialect
-from orchestrator.errors import InvalidRequestError
+from orchestrator.errors import InvalidRequestError, ReplayError
 from orchestrator.ids import LOCAL_TENANT, RunId, TenantId, new_run_id
 from orchestrator.limits import RunLimits
 from orchestrator.machine import Machine, open_machine, open_workplace
@@ -25,12 +25,21 @@ from orchestrator.pricing import ModelCard, Usage
 from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
 from orchestrator.runs.recorder import Observer
-from orchestrator.runs.run import run_to_end
+from orchestrator.runs.replay import TreePast
+from orchestrator.runs.resuming import (
+    end_left_behind,
+    end_unresumed,
+    read_earlier,
+    remember,
+    take_up,
+)
+from orchestrator.runs.run import result_of, run_to_end
 from orchestrator.runs.treasury import Treasury
 from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS, RunResult, RunSpec, RunTree, limit_amounts
 from orchestrator.sandbox.runtimes import runtime_for
 from orchestrator.shielding import run_shielded
 from orchestrator.store.memory import MemoryRunStore
+from orchestrator.store.port import RunStore
 from orchestrator.tenants.memory import MemoryTenantAccount
 from orchestrator.tenants.port import TenantAccount
 from orchestrator.trajectory import Tally
@@ -187,10 +196,18 @@ async def root_run(
     models: Mapping[str, Model],
     context: StagedContext,
     observers: Sequence[Observer] = (),
+    store: RunStore | None = None,
+    resume: bool = False,
+    after: Sequence[tuple[RunId, RunStore]] = (),
 ) -> RunResult:
     """One run tree on a machine that may run others at the same time, of this tenant or of another.
 
     It waits until the machine has room for a chain of its sandboxes. Cancelling it ends it as `cancelled`.
+
+    A run tree whose orchestrator was killed goes on from its record (`runs/replay.py`): what was settled is
+    not asked again, what was under way is settled at its whole hold before anything else and asked for once
+    more at most. Its limits and its deadline count from its first start. One that was never begun is begun;
+    one that has ended, or whose record is broken, ends at once, the latter as `internal_error`.
 
     Args:
         run_id: Of the root run.
@@ -199,20 +216,46 @@ async def root_run(
         tenant: Who pays.
         models: Connected, by name, role and alias; open for as long as the run.
         context: Staged for this tenant, and kept by the caller for as long as the run.
-        observers: See `Observer`.
+        observers: See `Observer`. Of a run that is resumed they are told only what is new.
+        store: Keeps the events; None for as long as the run.
+        resume: Whether the store may have a past of this run. All other arguments are what they were then.
+            The tenant's account counts what the tree used as drawn, whoever drew it.
+        after: Root runs of the tenant's over the same context that have ended, and where their events are:
+            their cells are run again first, with their recorded answers, so that their variables are there.
+            Of several, each began with the variables of the one before.
 
     Raises:
-        InvalidRequestError: The tenant may not have this runtime.
-        MachineError: The machine lacks something; only before the first turn.
+        InvalidRequestError: The tenant may not have this runtime; a run to continue has not ended.
+        ReplayError: The record of a run to continue is broken.
+        MachineError: The machine lacks something; only before the first turn, or the first after a restart.
     """
     runtime = runtime_for(tenant.tenant_id, options.runtime, held_to_gvisor=machine.held_to_gvisor)
     limits = options.limits
-    treasury = Treasury(tenant.account, limit_amounts(limits))
+    store = MemoryRunStore() if store is None else store
+    earlier = [await read_earlier(one, its_store) for one, its_store in after]
+    past: TreePast | None = None
+    if resume:
+        try:
+            past = await take_up(run_id, tenant_id=tenant.tenant_id, store=store, observers=observers)
+        except ReplayError as error:
+            why = f"the run cannot be resumed: {error}"
+            await end_unresumed(run_id, why, tenant_id=tenant.tenant_id, store=store, observers=observers)
+            return RunResult(outcome=Outcome.INTERNAL_ERROR, answer=None, why=why, found_so_far="", turns=0)
+    before = None if past is None else past.run(run_id)
+    if before is not None and before.ended is not None:
+        return result_of(before.ended, before.answer)
+    elapsed_s = 0.0 if before is None else before.elapsed_s(time.time())
+    treasury = Treasury(
+        tenant.account, limit_amounts(limits), used=(ZERO, ZERO) if past is None else past.used(run_id)
+    )
+    memo = Memo() if options.memoise else None
+    if memo is not None and past is not None:
+        await remember(memo, past, store)
     calls = ModelCalls(
         tenant.tenant_id,
         treasury,
         max_concurrency=limits.max_concurrency,
-        deadline_at_s=time.monotonic() + limits.deadline_s,
+        deadline_at_s=time.monotonic() + limits.deadline_s - elapsed_s,
     )
     async with machine.slots.admit(limits.max_depth) as slots:
         tree = RunTree(
@@ -224,11 +267,12 @@ async def root_run(
             slots=slots,
             leases=machine.leases,
             contexts=machine.contexts,
-            store=MemoryRunStore(),
+            store=store,
             observers=observers,
             runtime=runtime,
             dialect=options.dialect,
-            memo=Memo() if options.memoise else None,
+            memo=memo,
+            past=past,
         )
         spec = RunSpec(
             run_id=run_id,
@@ -237,11 +281,20 @@ async def root_run(
             model=models[ROOT_ALIAS],
             depth=0,
             account=treasury.account,
+            after=earlier,
         )
         try:
             return await run_to_end(tree, spec, serve_broker)
         finally:
-            await run_shielded(treasury.close())
+            await run_shielded(_wind_up(tree))
+
+
+async def _wind_up(tree: RunTree) -> None:
+    try:
+        if tree.past is not None:
+            await end_left_behind(tree.past, tree.store, tree.observers)
+    finally:
+        await tree.treasury.close()
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ Rules. They live in this file and nowhere else:
 Plain synchronous code: no await, no I/O, no clock. One event-loop thread calls it, hence no lock.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -170,6 +170,21 @@ class Ledger:
     def open_account(self, scope: str, limit: Amounts, parent: Account | None = None) -> Account:
         """An account below `parent`. Its limit can only add to the parent's, never lift it."""
         return Account(scope, limit, parent)
+
+    def carry_over(self, accounts: Sequence[Account], *, confirmed: Amounts, unconfirmed: Amounts) -> None:
+        """Book what was used of accounts before this ledger began, by a process that is gone.
+
+        Args:
+            accounts: Of which nothing is held yet.
+            confirmed: See `settle`.
+            unconfirmed: Likewise.
+        """
+        used = confirmed.plus(unconfirmed)
+        for account in accounts:
+            account.free = account.free.minus(used)
+            account.confirmed = account.confirmed.plus(confirmed)
+            account.unconfirmed = account.unconfirmed.plus(unconfirmed)
+            account.overdraft = account.overdraft.plus(ZERO.minus(account.free).above_zero())
 
     def request(
         self, account: Account, ask: Ask, on_decided: Callable[[Request], None] | None = None

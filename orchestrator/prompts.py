@@ -100,6 +100,10 @@ WINDOW_COMPACTED = (
     "To make room, the outputs of earlier cells have been removed from this conversation. The namespace still "
     "holds all variables; call SHOW_VARS() to see them."
 )
+_CONTINUES = (
+    "\nEarlier questions about this context were answered in the same namespace. You are not shown them, but the "
+    "namespace still holds their variables: call SHOW_VARS() to see them."
+)
 NAMESPACE_LOST_AT_RESTART = (
     "The service was restarted. Everything before this is as you know it, but the namespace is LOST and a new "
     "one was started, because a cell that had been interrupted cannot be run again. `context` is there again."
@@ -120,7 +124,7 @@ def system(dialect: Dialect) -> str:
     return _TASK + _CELL[dialect] + _WORK + _END[dialect] + _CARE
 
 
-def task(question: str, *, depth: int, context_shape: str, levels_below: int) -> str:
+def task(question: str, *, depth: int, context_shape: str, levels_below: int, continues: bool = False) -> str:
     """The first thing a run's model is told.
 
     Args:
@@ -128,6 +132,7 @@ def task(question: str, *, depth: int, context_shape: str, levels_below: int) ->
         depth: Edges from the root run.
         context_shape: Kind, size and names; never content.
         levels_below: How many levels of child runs are still allowed below this one.
+        continues: Whether the namespace has the variables of earlier tasks.
     """
     children = (
         f"Child runs may go {levels_below} level(s) deeper."
@@ -145,6 +150,7 @@ def task(question: str, *, depth: int, context_shape: str, levels_below: int) ->
             "",
             "Shape of `context`:",
             context_shape,
+            *((_CONTINUES,) if continues else ()),
         )
     )
 

@@ -226,7 +226,7 @@ class RunResumed:
     turn: int
     """The last turn that was asked for, which is where it goes on."""
     cells: int
-    """How many cells are run again, so that their variables are there."""
+    """How many cells its variables come from, which are run again if it still needs a sandbox."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

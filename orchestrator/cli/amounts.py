@@ -2,9 +2,12 @@
 
 import math
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from typing import NamedTuple
 
 import typer
 
+_NONE = "none"
+_MOST = 1_000_000_000_000_000
 _MICROUSD = 1_000_000
 _MOST_USD = 1_000_000
 _MOST_SECONDS = 30 * 86_400.0
@@ -39,3 +42,23 @@ def seconds(text: str) -> float:
     if not 0 < value <= _MOST_SECONDS:
         raise typer.BadParameter(f"{text[:40]!r} is not a number of seconds above 0 and at most 30 days.")
     return value
+
+
+class Limit(NamedTuple):
+    """A limit that may be none: told apart from one that was not given."""
+
+    most: int | None
+
+
+def limit(text: str) -> Limit:
+    """A whole number, or `none`."""
+    if text == _NONE:
+        return Limit(None)
+    if not text.isascii() or not text.isdecimal() or int(text[:20]) > _MOST:
+        raise typer.BadParameter(f"{text[:40]!r} is neither a whole number up to {_MOST:,} nor {_NONE}.")
+    return Limit(int(text))
+
+
+def limit_usd(text: str) -> Limit:
+    """US dollars as micro-dollars, or `none`."""
+    return Limit(None) if text == _NONE else Limit(microusd(text))

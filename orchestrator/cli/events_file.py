@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from orchestrator.cli.json_line import json_line
@@ -47,9 +47,13 @@ class EventsFile:
 
     def __call__(self, event: Event) -> None:
         """Write one event."""
+        self.write(event.to_json())
+
+    def write(self, event: Mapping[str, object]) -> None:
+        """Write one event as it came, whatever kind it is."""
         if self._broken:
             return
-        line = (json_line(event.to_json()) + "\n").encode("ascii")
+        line = (json_line(event) + "\n").encode("ascii")
         try:
             if self._untouched:
                 os.ftruncate(self._descriptor, 0)

@@ -27,7 +27,8 @@ class LiveView:
 
     def __init__(self, tree: RunTree, limits: RunLimits) -> None:
         self._tree = tree
-        self._limits = limits
+        self.limits = limits
+        """Of the run. To be replaced when a server has decided them."""
         self._status = ""
         self._status_at = 0.0
         self._warnings: list[str] = []
@@ -94,7 +95,7 @@ class LiveView:
         stale = root is not None and self._status_at < root.phase_at
         rows = frame(
             self._tree,
-            limits=self._limits,
+            limits=self.limits,
             now=now,
             # The cursor stands on a line of its own below.
             height=self._console.height - 1,
@@ -110,3 +111,8 @@ def styled(rows: list[Row]) -> Text:
         text.append("\n" if number else "")
         text.append(row.text, _STYLES[row.style])
     return text
+
+
+def stderr_can_be_redrawn(environment_term: str | None) -> bool:
+    """Whether stderr is a terminal that moves its cursor."""
+    return sys.stderr.isatty() and environment_term not in {None, "", "dumb"}

@@ -1,10 +1,11 @@
 """The command `rlm`.
 
 Typer and the light modules only: what needs docker, grpc, anthropic or rich is imported by the command that
-uses it, so that `rlm --help` does not wait a second for them. The environment is read here and nowhere else.
+uses it, so that `rlm --help` does not wait a second for them. The environment is read in `environment`.
 """
 
 import os
+from dataclasses import asdict
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
@@ -13,8 +14,11 @@ from urllib.parse import urlsplit
 
 import typer
 
-from orchestrator.cli import amounts, exits, held_signals, provider
-from orchestrator.config import DEFAULT_MODEL, DEFAULT_SUB_MODEL, Settings, read_settings
+from orchestrator.cli import amounts, environment, exits, held_signals, provider
+from orchestrator.cli.books import commands as books
+from orchestrator.cli.remote import commands as remote
+from orchestrator.cli.remote.connection import Connection, connectable
+from orchestrator.config import DEFAULT_MODEL, DEFAULT_SUB_MODEL
 from orchestrator.conversation import Dialect
 from orchestrator.errors import OrchestratorError
 from orchestrator.limits import RunLimits
@@ -33,6 +37,11 @@ app = typer.Typer(
 )
 image = typer.Typer(help="The sandbox image.", no_args_is_help=True)
 app.add_typer(image, name="image")
+app.add_typer(remote.runs, name="runs")
+app.add_typer(remote.contexts, name="contexts")
+app.command()(remote.usage)
+app.add_typer(books.tenants, name="tenants")
+app.add_typer(books.keys, name="keys")
 
 
 class Runtime(StrEnum):
@@ -43,7 +52,9 @@ class Runtime(StrEnum):
 
 
 @app.command()
+@connectable
 def run(
+    typed: typer.Context,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What is asked about the context.")],
     *,
     context: Annotated[
@@ -135,8 +146,12 @@ def run(
         Path | None, typer.Option(metavar="FILE.jsonl", help="Write every event here (docs/events.md).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one object instead of the answer.")] = False,
+    connection: Connection | None,
 ) -> None:
     """Answer QUESTION about the context; only the answer goes to stdout.
+
+    With --server it is answered there: what is not given is then the tenant's default, and Ctrl-C asks the
+    server to cancel.
 
     Exit code: 0 answered, 1 ended without an answer, 2 wrong use, 3 the machine lacks something.
     """
@@ -160,16 +175,27 @@ def run(
         cell_cpu_s=max(_DEFAULTS.cell_cpu_s, cell_timeout_s),
         cell_ceiling_s=max(_DEFAULTS.cell_ceiling_s, cell_timeout_s),
     )
-    settings = _settings()
+    # What the shell handed over may not be UTF-8; the model gets replacement characters.
+    question = os.fsencode(question).decode("utf-8", "replace")
+    if connection is not None:
+        asked = _given(typed, limits) | {
+            "model": model,
+            "sub_model": sub_model,
+            "allow_models": tuple(allow_model or ()),
+            "runtime": runtime.value if runtime else None,
+            "memoise": memoise,
+        }
+        raise typer.Exit(_run_on(connection, typed, question, context, asked, events, as_json=as_json))
+    settings = environment.settings()
     named = (model or DEFAULT_MODEL, sub_model or (model or DEFAULT_SUB_MODEL), *(allow_model or ()))
     # A signal during the imports must find somebody who prints the object of --json.
     with held_signals.held(), provider.started_for(named, settings, base_url) as provider_process:
         from orchestrator.app import RunOptions  # noqa: PLC0415 - a second of docker, grpc and rich
         from orchestrator.cli import run as command  # noqa: PLC0415 - likewise
+        from orchestrator.cli.live import stderr_can_be_redrawn  # noqa: PLC0415 - likewise
 
         options = RunOptions(
-            # What the shell handed over may not be UTF-8; the model gets replacement characters.
-            question=os.fsencode(question).decode("utf-8", "replace"),
+            question=question,
             context_paths=tuple(context),
             model=model or DEFAULT_MODEL,
             sub_model=sub_model or ("" if model else DEFAULT_SUB_MODEL),
@@ -182,16 +208,57 @@ def run(
             price_output_usd_per_mtok=price_output,
             window_tokens=window_tokens,
         )
-        live = command.stderr_can_be_redrawn(os.environ.get("TERM"))
         code = command.run(
             options,
             settings,
             provider=provider_process,
             events_path=events,
             as_json=as_json,
-            live=live,
+            live=stderr_can_be_redrawn(environment.terminal()),
         )
     raise typer.Exit(code)
+
+
+def _given(typed: typer.Context, limits: RunLimits) -> dict[str, object]:
+    """Of options with a default, those that were typed: a server has defaults of its own."""
+    values = {**asdict(limits), "dialect": typed.params["dialect"].value}
+    # As they are called on the command line.
+    names = {name: "max_cost_usd" if name == "max_cost_microusd" else name for name in values}
+    return {name: value for name, value in values.items() if _is_typed(typed, names[name])}
+
+
+def _run_on(
+    connection: Connection,
+    typed: typer.Context,
+    question: str,
+    context: list[Path],
+    options: dict[str, object],
+    events: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    for name in ("base_url", "price_input", "price_output", "window_tokens"):
+        if _is_typed(typed, name):
+            option = "--" + name.replace("_", "-")
+            raise typer.BadParameter("with --server that is the server's.", param_hint=f"'{option}'")
+    # A misspelt setting is told of, as without a server.
+    environment.settings()
+    with held_signals.held():
+        from orchestrator.cli.live import stderr_can_be_redrawn  # noqa: PLC0415 - rich
+        from orchestrator.cli.remote import asking as command  # noqa: PLC0415 - docker, grpc and rich
+
+        return command.ask(
+            connection,
+            command.question(question, context, options),
+            events_path=events,
+            as_json=as_json,
+            live=stderr_can_be_redrawn(environment.terminal()),
+        )
+
+
+def _is_typed(typed: typer.Context, name: str) -> bool:
+    source = typed.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @app.command()
@@ -233,7 +300,7 @@ def serve(
         "RLM_STATE_DIR": str(state_dir or ""),
         "RLM_BASE_URL": base_url,
     }
-    settings = read_settings({**os.environ, **{name: value for name, value in given.items() if value}})
+    settings = environment.settings({name: value for name, value in given.items() if value})
     service = settings.service
     named = (service.model, service.sub_model)
     with held_signals.held(), provider.started_for(named, settings, service.base_url) as provider_process:
@@ -260,7 +327,7 @@ def doctor(
     """
     if runtime and not probe:
         raise typer.BadParameter("it goes with --probe.", param_hint="'--runtime'")
-    settings = _settings()
+    settings = environment.settings()
     with held_signals.held(), provider.started(settings) as provider_process:
         from orchestrator.cli import doctor as command  # noqa: PLC0415 - as in `run`
 
@@ -277,7 +344,7 @@ def doctor(
 @image.command("build")
 def image_build() -> None:
     """Build the sandbox image of the present sources, unless it is there."""
-    settings = _settings()
+    settings = environment.settings()
     from orchestrator.cli import image as command  # noqa: PLC0415 - docker
 
     raise typer.Exit(command.build(settings))
@@ -290,7 +357,7 @@ def image_save(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write the sandbox image into FILE, for a machine without a registry."""
-    settings = _settings()
+    settings = environment.settings()
     from orchestrator.cli import image as command  # noqa: PLC0415 - docker
 
     raise typer.Exit(command.save(settings, file, force=force))
@@ -305,7 +372,7 @@ def image_load(
     ] = "",
 ) -> None:
     """Give the engine the sandbox image in FILE, if it is whole and of the present sources."""
-    _settings()
+    environment.settings()
     from orchestrator.cli import image as command  # noqa: PLC0415 - docker
 
     raise typer.Exit(command.load(file, expected_id=expected_id))
@@ -318,7 +385,7 @@ def image_show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:
     """Print what the sandbox image is and what it holds: packages, wheels, hashes."""
-    settings = _settings()
+    settings = environment.settings()
     from orchestrator.cli import image as command  # noqa: PLC0415 - docker
 
     raise typer.Exit(command.show(settings, file, as_json=as_json))
@@ -337,14 +404,9 @@ def version() -> None:
     exits.put(installed("rlm-orchestrator"))
 
 
-def _settings() -> Settings:
-    return read_settings(os.environ)
-
-
 def main() -> None:
     """The command line, in a process that `start` has freed of credentials."""
-    # gRPC's core writes to stderr by itself, past everything that makes text visible; a guest can provoke it.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    environment.quieten_grpc()
     try:
         app()
     except OrchestratorError as error:

@@ -2,7 +2,8 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from orchestrator.cli.held_signals import STOPS
@@ -24,16 +25,34 @@ async def until_stopped(work: Coroutine[Any, Any, T], on_stop: Callable[[int], N
     Raises:
         StoppedError: A signal came, and `work` ended without a result of its own.
     """
+    task = asyncio.get_running_loop().create_task(work)
+
+    def stop(stops: int) -> None:
+        on_stop(stops)
+        if stops == 1:
+            task.cancel()
+
+    with heard(stop):
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise StoppedError
+        return task.result()
+
+
+@contextmanager
+def heard(on_stop: Callable[[int], None]) -> Iterator[None]:
+    """Signals of the block reach a function on the event loop, and nobody else.
+
+    Args:
+        on_stop: Told how many have come.
+    """
     loop = asyncio.get_running_loop()
-    task = loop.create_task(work)
     stops = 0
 
     def stop() -> None:
         nonlocal stops
         stops += 1
         on_stop(stops)
-        if stops == 1:
-            task.cancel()
 
     # `nohup` and the like ignore a signal on purpose.
     watched = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -41,10 +60,7 @@ async def until_stopped(work: Coroutine[Any, Any, T], on_stop: Callable[[int], N
         loop.add_signal_handler(number, stop)
     before = signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
     try:
-        await asyncio.wait([task])
-        if task.cancelled():
-            raise StoppedError
-        return task.result()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number in watched:

@@ -16,6 +16,11 @@ class Memo:
     def __init__(self) -> None:
         self._completions: dict[str, asyncio.Future[Completion]] = {}
 
+    def know(self, key: str, completion: Completion) -> None:
+        """Keep a completion that an earlier process paid for."""
+        known = self._completions[key] = asyncio.get_running_loop().create_future()
+        known.set_result(completion)
+
     async def once(self, key: str, ask: Callable[[], Awaitable[Completion]]) -> tuple[Completion, bool]:
         """The completion under `key`, and whether somebody else's call brought it.
 

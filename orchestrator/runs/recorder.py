@@ -49,11 +49,14 @@ class _Entry:
 class Recorder:
     """The one writer of a run's events. Tasks of the run may use it side by side."""
 
-    def __init__(self, run_id: RunId, store: RunStore, observers: Sequence[Observer]) -> None:
+    def __init__(
+        self, run_id: RunId, store: RunStore, observers: Sequence[Observer], *, next_seq: int = 0
+    ) -> None:
+        """Go on after `next_seq` events, all that the run has."""
         self.run_id = run_id
         self._store = store
         self._observers = observers
-        self._next_seq = 0
+        self._next_seq = next_seq
         self._blobs: dict[str, bytes] = {}
         """By their hash, beside the next event."""
         self._entries: list[_Entry] = []
@@ -85,6 +88,14 @@ class Recorder:
             raise cancelled from entry.failure
         if entry.failure is not None:
             raise entry.failure
+
+    async def stored(self) -> None:
+        """Wait until everything that was posted so far is durable.
+
+        Raises:
+            OrchestratorError: What the store raised. It goes with the next write.
+        """
+        await self.record()
 
     def post(self, *payloads: Payload, ledger_entries: Sequence[LedgerEntry] = ()) -> None:
         """Append events soon, and before anything that is recorded after them. Something has to be."""
@@ -125,6 +136,8 @@ class Recorder:
 
     async def _append(self, entries: Sequence[_Entry]) -> Sequence[Event]:
         payloads = [(entry.at, payload) for entry in entries for payload in entry.payloads]
+        if not payloads:
+            return ()
         events = [
             Event(self.run_id, seq, at, payload)
             for seq, (at, payload) in enumerate(payloads, start=self._next_seq)

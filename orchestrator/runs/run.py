@@ -9,13 +9,14 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 
 from orchestrator import prompts, turn
 from orchestrator.budget import Amounts
-from orchestrator.cells import CellClock
+from orchestrator.cells import CellClock, CellOutcome, CellResult
 from orchestrator.contexts.manifest import Shape
 from orchestrator.conversation import Dialect, utf8_bytes
 from orchestrator.errors import (
@@ -38,9 +39,12 @@ from orchestrator.limits import (
 )
 from orchestrator.reply import what_counts
 from orchestrator.rpc.guest_server import AddServices
+from orchestrator.runs import replay
 from orchestrator.runs.model_calls import Wish, call_amounts, output_cost_microusd
+from orchestrator.runs.replay import PastCell, RunPast
+from orchestrator.runs.replayed_cell import ReplayedCell, WholeText
 from orchestrator.runs.sub_calls import SubCalls
-from orchestrator.runs.tree import RunResult, RunSpec, RunTree
+from orchestrator.runs.tree import Earlier, RunResult, RunSpec, RunTree, whole_text
 from orchestrator.sandbox.lease import LeasedSandbox
 from orchestrator.shielding import run_shielded
 from orchestrator.trajectory import (
@@ -49,7 +53,9 @@ from orchestrator.trajectory import (
     GuestMisbehaved,
     HistoryCompacted,
     ModelReplied,
+    ReplayDiverged,
     RunEnded,
+    RunResumed,
     RunStarted,
     SandboxLeased,
     TurnStarted,
@@ -68,19 +74,32 @@ ServeBroker = Callable[[SubCalls], AddServices]
 
 
 async def run_to_end(tree: RunTree, spec: RunSpec, serve_broker: ServeBroker) -> RunResult:
-    """Run a question to its end, in a sandbox of its own.
+    """Run a question to its end, in a sandbox of its own; one that the tree's past knows, from where it was.
 
     Cancelling it ends the run as `cancelled`; the cancellation is then raised.
 
     Raises:
         MachineError: The machine lacks something; only before the first turn.
     """
-    return await _Run(tree, spec, serve_broker).to_end()
+    past = tree.past_of(spec.run_id)
+    if past is not None and past.ended is not None:
+        return result_of(past.ended, past.answer)
+    return await _Run(tree, spec, serve_broker, past).to_end()
+
+
+def result_of(ended: RunEnded, answer: str | None) -> RunResult:
+    """How a run ended that nobody has to drive any more."""
+    return RunResult(
+        outcome=Outcome(ended.outcome), answer=answer, why=ended.error, found_so_far="", turns=ended.turns
+    )
 
 
 class _Run:
-    def __init__(self, tree: RunTree, spec: RunSpec, serve_broker: ServeBroker) -> None:
+    def __init__(
+        self, tree: RunTree, spec: RunSpec, serve_broker: ServeBroker, past: RunPast | None = None
+    ) -> None:
         self._tree = tree
+        self._past = past
         self._spec = spec
         self._serve_broker = serve_broker
         self._recorder = tree.recorder(spec.run_id)
@@ -89,10 +108,14 @@ class _Run:
         self._sandbox: LeasedSandbox | None = None
         self._turn = 0
         self._asked: Counter[int] = Counter()
+        self._running: PastCell | None = None
+        """The cell that was running at a restart, until it runs again."""
+        self._note = ""
+        """What the model is to be told behind that cell's report."""
         self._found_so_far = ""
 
     async def to_end(self) -> RunResult:
-        started_s = time.monotonic()
+        started_s = time.monotonic() - (self._past.elapsed_s(time.time()) if self._past else 0.0)
         end = turn.End(Outcome.CANCELLED, None, "the run was cancelled")
         deadline = asyncio.timeout(self._tree.calls.left_s())
         try:
@@ -136,12 +159,12 @@ class _Run:
         return turn.End(Outcome.INTERNAL_ERROR, None, "the orchestrator failed; its log has the details")
 
     async def _loop(self) -> turn.End:
-        await self._lease_sandbox()
         task = prompts.task(
             self._spec.question,
             depth=self._spec.depth,
             context_shape=_describe(self._spec.context.manifest.shape),
             levels_below=self._sub_calls.levels_below(),
+            continues=bool(self._spec.after),
         )
         state, actions = turn.start(
             task,
@@ -149,6 +172,12 @@ class _Run:
             window_tokens=self._spec.model.card.window_tokens,
             dialect=self._tree.dialect,
         )
+        if self._past is not None:
+            state, actions = await self._take_up(self._past, state, actions)
+        elif self._spec.after:
+            state, actions = await self._continue(state, actions)
+        else:
+            await self._lease_sandbox()
         while True:
             for action in actions:
                 if isinstance(action, turn.Compacted):
@@ -246,13 +275,14 @@ class _Run:
 
     # --- The sandbox ----------------------------------------------------------------------------------
 
-    async def _lease_sandbox(self) -> None:
+    async def _lease_sandbox(self, hash_seed: int = 0) -> None:
         lease = self._tree.leases.open(
             lambda directory: self._tree.contexts.link_into(self._spec.context, directory),
             runtime=self._tree.runtime,
             guest_services=(self._serve_broker(self._sub_calls),),
             max_concurrent_calls=min(MAX_CALLS_IN_GUEST, self._tree.limits.max_concurrency),
             wanted_for_s=self._tree.calls.left_s(),
+            hash_seed=hash_seed,
         )
         sandbox = self._sandbox = await self._lease.enter_async_context(lease)
         self._recorder.post(
@@ -290,15 +320,15 @@ class _Run:
                 invented_bytes=cell.invented_bytes,
             )
         )
-        limits = self._tree.limits
-        clock = CellClock(
-            started_s=time.monotonic(),
-            cell_timeout_s=limits.cell_timeout_s,
-            cell_cpu_s=limits.cell_cpu_s,
-            cell_ceiling_s=limits.cell_ceiling_s,
-        )
-        with self._sub_calls.executing(self._turn, clock):
+        running, self._running = self._running, None
+        again = ReplayedCell(running, partial(whole_text, self._tree.store)) if running else None
+        clock = self._clock()
+        with self._sub_calls.executing(self._turn, clock, again):
             result = await self._sandbox.run_cell(cell.code, clock)
+        note, self._note = self._note, ""
+        return await self._cell_ended(result, note)
+
+    async def _cell_ended(self, result: CellResult, note: str = "") -> turn.Event:
         self._found_so_far = result.output.strip() or self._found_so_far
         await self._recorder.record(
             CellEnded(
@@ -315,9 +345,78 @@ class _Run:
                 passed=result.passed.value if result.passed else "",
                 used_up=tuple(used.resource.value for used in result.used_up),
                 loss=result.loss.value if result.loss else "",
+                used_up_limits={used.resource.value: used.limit for used in result.used_up if used.limit},
+                answer=None if result.answer is None else self._recorder.text(result.answer),
             )
         )
-        return turn.CellEnded(result)
+        return turn.CellEnded(result, note)
+
+    def _clock(self) -> CellClock:
+        limits = self._tree.limits
+        return CellClock(
+            started_s=time.monotonic(),
+            cell_timeout_s=limits.cell_timeout_s,
+            cell_cpu_s=limits.cell_cpu_s,
+            cell_ceiling_s=limits.cell_ceiling_s,
+        )
+
+    # --- After a restart ------------------------------------------------------------------------------
+
+    async def _take_up(
+        self, past: RunPast, state: turn.State, actions: tuple[turn.Action, ...]
+    ) -> tuple[turn.State, tuple[turn.Action, ...]]:
+        """Bring machine and namespace to where the record ends; what is to be done from there."""
+        state, actions = replay.fast_forward(state, actions, past.steps)
+        self._turn, self._asked, self._found_so_far = past.turn, past.asked, past.found_so_far
+        running, wanted = past.running, actions[-1]
+        if isinstance(wanted, turn.End | turn.ReplaceSandbox):
+            return state, actions
+        if running is not None and running.starts >= replay.STARTS_OF_A_CELL:
+            return turn.step(state, await self._cell_ended(replay.given_up(running), running.note))
+        note = await self._restore_namespace([*self._spec.after, Earlier(past, self._tree.store)])
+        if isinstance(wanted, turn.RunCell):
+            self._running, self._note = running, note or (running.note if running else "")
+        elif note:
+            return turn.step(state, turn.Noted(note))
+        return state, actions
+
+    async def _continue(
+        self, state: turn.State, actions: tuple[turn.Action, ...]
+    ) -> tuple[turn.State, tuple[turn.Action, ...]]:
+        """Begin with the variables of the runs before."""
+        note = await self._restore_namespace(self._spec.after)
+        return turn.step(state, turn.Noted(note)) if note else (state, actions)
+
+    async def _restore_namespace(self, earlier: Sequence[Earlier]) -> str:
+        """Run again what the namespace is made of; what the model has to be told about it."""
+        seeds = [one.past.hash_seed for one in earlier if one.past.hash_seed]
+        await self._lease_sandbox(seeds[-1] if seeds else 0)
+        whole = {one.past.run_id: partial(whole_text, one.store) for one in earlier}
+        runs = replay.made_of([one.past for one in earlier])
+        diverged: list[ReplayDiverged] = []
+        interrupted = max(run.interrupted for run in runs)
+        if interrupted:
+            diverged.append(replay.cannot_run_again(interrupted))
+            await self._recorder.record(*diverged)
+            return replay.note_of(diverged)
+        for cell, of_run in [(cell, run.run_id) for run in runs for cell in run.to_run_again]:
+            difference = await self._run_again(cell, whole[of_run])
+            if difference is not None:
+                diverged.append(difference)
+                await self._recorder.record(difference)
+                if difference.namespace == replay.Namespace.LOST:
+                    break
+        return replay.note_of(diverged)
+
+    async def _run_again(self, cell: PastCell, whole: WholeText) -> ReplayDiverged | None:
+        assert self._sandbox is not None, "it was leased to restore the namespace"  # noqa: S101 - likewise
+        clock, again = self._clock(), ReplayedCell(cell, whole)
+        with self._sub_calls.executing(cell.turn, clock, again):
+            result = await self._sandbox.run_cell(cell.code, clock)
+        if result.outcome is CellOutcome.SANDBOX_LOST:
+            await self._end_lease()
+            await self._lease_sandbox()
+        return replay.compare(cell, result, other_calls=again.made_other_calls)
 
     # --- Beginning and end ----------------------------------------------------------------------------
 
@@ -325,7 +424,12 @@ class _Run:
         return await run_to_end(tree, spec, self._serve_broker)
 
     async def _record_start(self) -> None:
-        spec = self._spec
+        spec, past = self._spec, self._past
+        if past is not None:
+            cells = 0 if past.interrupted else len(past.to_run_again)
+            resumed = RunResumed(times=past.times + 1, turn=past.turn, cells=cells)
+            await self._recorder.record(resumed)
+            return
         await self._recorder.record(
             RunStarted(
                 question=self._recorder.text(spec.question),

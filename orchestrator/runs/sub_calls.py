@@ -35,7 +35,7 @@ from orchestrator.errors import (
     OrchestratorError,
     RunCancelledError,
 )
-from orchestrator.ids import child_run_id
+from orchestrator.ids import RunId, child_run_id
 from orchestrator.limits import (
     DEFAULT_SUB_CALL_MAX_TOKENS,
     INLINE_WORK_BYTES,
@@ -49,6 +49,8 @@ from orchestrator.rpc.gate import Gate
 from orchestrator.runs.child_context import ChildContexts, ContextChoice, InlineText, OwnFiles, OwnPaths
 from orchestrator.runs.model_calls import Wish
 from orchestrator.runs.recorder import Recorder
+from orchestrator.runs.replay import PastCall
+from orchestrator.runs.replayed_cell import ReplayedCell
 from orchestrator.runs.tree import RunResult, RunSpec, RunTree
 from orchestrator.shielding import run_shielded
 from orchestrator.trajectory import INLINE_BYTES, Blob, SubCallEnded, SubCallStarted, Text, blob_of
@@ -154,6 +156,8 @@ class _Cell:
 
     turn: int
     clock: CellClock
+    again: ReplayedCell | None = None
+    """Set when it is run again after a restart."""
     calls: dict[str, _Call] = field(default_factory=dict)
     """By the id the guest chose. It is unique within the cell at best, so it names nothing in the record. One
     that cost nothing is forgotten when it is over: a repeat is decided anew."""
@@ -163,7 +167,8 @@ class _Cell:
     def next_name(self) -> str:
         """What the next sub-call is called in the run's events."""
         self.named += 1
-        return f"{self.turn}.{self.named}"
+        taken = 0 if self.again is None else self.again.names
+        return f"{self.turn}.{taken + self.named}"
 
 
 class SubCalls:
@@ -184,9 +189,12 @@ class SubCalls:
         self._reading = asyncio.Lock()
 
     @contextmanager
-    def executing(self, turn: int, clock: CellClock) -> Iterator[None]:
-        """Sub-calls are served for the length of the block, and belong to this cell."""
-        cell = self._cell = _Cell(turn, clock)
+    def executing(self, turn: int, clock: CellClock, again: ReplayedCell | None = None) -> Iterator[None]:
+        """Sub-calls are served for the length of the block, and belong to this cell.
+
+        Those of one that is run `again` are answered from its record, as far as they are in it.
+        """
+        cell = self._cell = _Cell(turn, clock, again)
         try:
             yield
         finally:
@@ -266,19 +274,23 @@ class SubCalls:
         asked = await self._read(len(question), partial(_read, question, head))
 
         async def work(call: _Call) -> SubAnswer:
-            await self._pay_for_child_run()
+            run_id = child_run_id(
+                self._spec.run_id, cell.turn, call.started.request_hash, call.started.occurrence
+            )
+            if self._tree.past_of(run_id) is None:
+                await self._pay_for_child_run()
             call.paid = True
+            # A child that is in no event of its parent's could not be found after a crash.
+            await self._recorder.stored()
             staged = await self.contexts.stage(context)
             try:
                 spec = RunSpec(
-                    run_id=child_run_id(
-                        self._spec.run_id, cell.turn, call.started.request_hash, call.started.occurrence
-                    ),
+                    run_id=run_id,
                     question=asked.text,
                     context=staged,
                     model=model,
                     depth=self._spec.depth + 1,
-                    account=self._child_account(max_tokens),
+                    account=self._child_account(run_id, max_tokens),
                     parent=self._spec.run_id,
                     parent_call=call.started.call,
                 )
@@ -396,14 +408,22 @@ class SubCalls:
         asked = request.asked
         occurrence = cell.occurrences[asked.request_hash]
         cell.occurrences[asked.request_hash] += 1
-        started = SubCallStarted(
-            call=cell.next_name(),
-            turn=cell.turn,
-            what=request.what,
-            model=request.model,
-            prompt=asked.short,
-            request_hash=asked.request_hash,
-            occurrence=occurrence,
+        recorded = cell.again.recorded(asked.request_hash, occurrence) if cell.again else None
+        if cell.again is not None and recorded is None and not cell.again.may_ask:
+            # What a budget refused may be among what was only counted.
+            raise request.refusal() or cell.again.refusal()
+        started = (
+            recorded.started
+            if recorded
+            else SubCallStarted(
+                call=cell.next_name(),
+                turn=cell.turn,
+                what=request.what,
+                model=request.model,
+                prompt=asked.short,
+                request_hash=asked.request_hash,
+                occurrence=occurrence,
+            )
         )
         call = cell.calls[call_id] = _Call(started, asked.whole)
 
@@ -414,20 +434,24 @@ class SubCalls:
                 # Its traceback would hold on to the text.
                 del cell.calls[call_id]
 
-        call.task = asyncio.create_task(self._perform(call, request))
+        if cell.again is not None and recorded is not None:
+            call.task = asyncio.create_task(_answer_again(cell.again, recorded))
+            call.paid = True
+        else:
+            call.task = asyncio.create_task(self._perform(call, request))
         self._tasks.add(call.task)
         call.task.add_done_callback(over)
         return call
 
     async def _perform(self, call: _Call, request: _Request) -> SubAnswer:
         started_s = time.monotonic()
-        answer, error, error_kind, memoised = "", "the cell ended first", RunCancelledError.__name__, False
+        answer, error, error_kind = SubAnswer(""), "the cell ended first", RunCancelledError.__name__
         try:
             # Stored no later than the hold of its first attempt, or its end.
             self._recorder.post(call.started)
-            result = await request.work(call)
-            answer, error, error_kind, memoised = result.text, "", "", result.memoised
-            return result
+            answer = await request.work(call)
+            error, error_kind = "", ""
+            return answer
         except Exception as failure:
             is_ours = isinstance(failure, OrchestratorError)
             error = str(failure) if is_ours else "the orchestrator failed"
@@ -442,11 +466,12 @@ class SubCalls:
             call.whole = None
             ended = SubCallEnded(
                 call=call.started.call,
-                answer=self._recorder.text(answer),
+                answer=self._recorder.text(answer.text),
                 error=error,
                 error_kind=error_kind,
-                memoised=memoised,
+                memoised=answer.memoised,
                 duration_s=time.monotonic() - started_s,
+                truncated=answer.truncated,
             )
             await self._recorder.record(ended)
 
@@ -455,12 +480,24 @@ class SubCalls:
         hold = await treasury.hold(self._spec.account, ask, timeout_s=self._tree.calls.left_s())
         treasury.ledger.settle(hold, confirmed=_ONE_CHILD_RUN)
 
-    def _child_account(self, max_tokens: int | None) -> Account:
+    def _child_account(self, run_id: RunId, max_tokens: int | None) -> Account:
         """The parent's account, or one below it when the child is to have less."""
         if max_tokens is None:
             return self._spec.account
         limit = Amounts(max_tokens, UNLIMITED, UNLIMITED, UNLIMITED)
-        return self._tree.treasury.ledger.open_account("run", limit, self._spec.account)
+        ledger = self._tree.treasury.ledger
+        account = ledger.open_account("run", limit, self._spec.account)
+        if self._tree.past is not None and self._tree.past.run(run_id) is not None:
+            # Its parent's and all above have it in their books already.
+            confirmed, unconfirmed = self._tree.past.used(run_id)
+            ledger.carry_over([account], confirmed=confirmed, unconfirmed=unconfirmed)
+        return account
+
+
+async def _answer_again(cell: ReplayedCell, call: PastCall) -> SubAnswer:
+    """As it was recorded. No event: this has happened already."""
+    answer = await cell.answer(call)
+    return SubAnswer(answer.text, answer.truncated)
 
 
 def _child_answer(result: RunResult) -> SubAnswer:

@@ -22,11 +22,29 @@ STEP = Amounts(tokens=1_000_000, cost_microusd=1_000_000, calls=100, child_runs=
 class Treasury:
     """Made for one run tree; `close` gives back what it did not use."""
 
-    def __init__(self, tenant: TenantAccount, tree_limit: Amounts, *, step: Amounts = STEP) -> None:
+    def __init__(
+        self,
+        tenant: TenantAccount,
+        tree_limit: Amounts,
+        *,
+        step: Amounts = STEP,
+        used: tuple[Amounts, Amounts] = (ZERO, ZERO),
+    ) -> None:
+        """Open the tree's books.
+
+        Args:
+            tenant: Its tenant's allowance.
+            tree_limit: Of the tree.
+            step: Drawn at once.
+            used: What the tree has used before, confirmed and unconfirmed, if it is resumed. It counts as
+                drawn from the tenant by the process that used it.
+        """
+        confirmed, unconfirmed = used
         self.ledger = Ledger()
-        self._tenant_account = self.ledger.open_account(TENANT_SCOPE, ZERO)
+        self._tenant_account = self.ledger.open_account(TENANT_SCOPE, confirmed.plus(unconfirmed))
         self.account = self.ledger.open_account(TREE_SCOPE, tree_limit, self._tenant_account)
         """The run tree's; the root run pays from it directly."""
+        self.ledger.carry_over(self.account.path, confirmed=confirmed, unconfirmed=unconfirmed)
         self._tenant = tenant
         self._step = step
         self._drawing = asyncio.Lock()

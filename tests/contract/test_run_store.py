@@ -1,14 +1,18 @@
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
 from orchestrator.budget import Amounts
 from orchestrator.errors import InvariantError
 from orchestrator.ids import LOCAL_TENANT, RunId
+from orchestrator.store.database import open_database
 from orchestrator.store.memory import MemoryRunStore
 from orchestrator.store.port import LedgerEntry, RunStore
+from orchestrator.store.sql_events import SqlRunStore
 from orchestrator.trajectory import Event, TurnStarted
+from tests.databases import DATABASES
+from tests.fakes.tenancy import a_tenant, stored_run
 
 RUN, OTHER = RunId("r0"), RunId("r1")
 TEXT = b"a long text"
@@ -25,11 +29,17 @@ ENTRY = LedgerEntry(
 )
 
 
-@pytest.fixture(params=[MemoryRunStore])
-def store(request: pytest.FixtureRequest) -> RunStore:
+@pytest.fixture(params=["memory", *DATABASES])
+async def store(
+    request: pytest.FixtureRequest, new_store_url: Callable[[str], str]
+) -> AsyncIterator[RunStore]:
     """Every RunStore we ship. A new one joins here and nowhere else."""
-    make: Callable[[], RunStore] = request.param
-    return make()
+    if request.param == "memory":
+        yield MemoryRunStore()
+        return
+    async with open_database(new_store_url(request.param)) as database:
+        tenant_id = await a_tenant(database, tenant_id=LOCAL_TENANT)
+        yield SqlRunStore(database, tenant_id, await stored_run(database, tenant_id))
 
 
 def events(run_id: RunId, *seqs: int) -> list[Event]:

@@ -1,22 +1,43 @@
-"""What every tenant's account must do. A new one joins `ACCOUNTS`, and nowhere else."""
+"""What every tenant's account must do. A new one joins `account`, and nowhere else."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 
-from orchestrator.budget import Amounts
+from orchestrator.budget import UNLIMITED, Amounts
+from orchestrator.errors import InvariantError
+from orchestrator.store.books import Quota
+from orchestrator.store.database import open_database
+from orchestrator.store.sql_usage import SqlUsageBook
 from orchestrator.tenants.memory import MemoryTenantAccount
 from orchestrator.tenants.port import TenantAccount
+from orchestrator.tenants.sql import SqlTenantAccount
+from tests.databases import DATABASES
+from tests.fakes.tenancy import a_tenant, stored_run
 
-ALLOWANCE = Amounts(tokens=100, cost_microusd=1_000, calls=10, child_runs=2)
-ACCOUNTS = [pytest.param(lambda: MemoryTenantAccount(ALLOWANCE), id="memory")]
+# Calls and child runs have no quota.
+ALLOWANCE = Amounts(tokens=100, cost_microusd=1_000, calls=UNLIMITED, child_runs=UNLIMITED)
+QUOTA = Quota(max_tokens=100, max_cost_microusd=1_000)
+ALL = Amounts(tokens=100, cost_microusd=1_000)
 
 
-@pytest.fixture(params=ACCOUNTS)
-def account(request: pytest.FixtureRequest) -> TenantAccount:
-    make: Callable[[], TenantAccount] = request.param
-    return make()
+@pytest.fixture(params=["memory", *DATABASES])
+async def account(
+    request: pytest.FixtureRequest, new_store_url: Callable[[str], str]
+) -> AsyncIterator[TenantAccount]:
+    """Every TenantAccount we ship."""
+    if request.param == "memory":
+        yield MemoryTenantAccount(ALLOWANCE)
+        return
+
+    async def windows() -> Mapping[str, Quota]:
+        return {"day:2026-11-23": QUOTA, "month:2026-11": Quota()}
+
+    async with open_database(new_store_url(request.param)) as database:
+        tenant_id = await a_tenant(database)
+        tree = await stored_run(database, tenant_id)
+        yield SqlTenantAccount(SqlUsageBook(database), tenant_id, tree=tree, windows=windows)
 
 
 async def test_what_is_wanted_is_granted_while_it_is_there(account: TenantAccount) -> None:
@@ -26,9 +47,16 @@ async def test_what_is_wanted_is_granted_while_it_is_there(account: TenantAccoun
 
 
 async def test_what_is_given_back_can_be_granted_again(account: TenantAccount) -> None:
-    await account.grant(ALLOWANCE)
+    await account.grant(ALL)
     await account.give_back(Amounts(tokens=30))
-    assert await account.grant(ALLOWANCE) == Amounts(tokens=30)
+    assert await account.grant(ALL) == Amounts(tokens=30)
+
+
+async def test_more_than_was_drawn_is_not_taken_back(account: TenantAccount) -> None:
+    await account.grant(Amounts(tokens=30))
+    with pytest.raises(InvariantError):
+        await account.give_back(Amounts(tokens=31))
+    assert await account.grant(ALL) == Amounts(tokens=70, cost_microusd=1_000)
 
 
 async def test_an_overdraft_is_booked_and_blocks_the_next_grant(account: TenantAccount) -> None:

@@ -6,7 +6,7 @@ cells are the bodies of coroutines, with the names below in scope. It isolates n
 
 import asyncio
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,13 +28,17 @@ class InProcessDriver:
     instance_id = InstanceId("i0")
     image = "none"
 
-    def __init__(self) -> None:
+    def __init__(self, **names: Any) -> None:
+        """`names` are in the scope of every cell."""
+        self._names = names
         self._guests: dict[SandboxId, asyncio.Task[None]] = {}
+        self.seeds: list[int] = []
+        """What each lease wanted; 0 for no seed of its own."""
         self.live_at_most = 0
         self.started = 0
 
     async def start(self, spec: SandboxSpec) -> None:
-        guest = Guest(f"unix:{spec.socket_dir / SOCKET_NAME}")
+        guest = Guest(f"unix:{spec.socket_dir / SOCKET_NAME}", self._names, self.seeds.append)
         self._guests[spec.sandbox_id] = asyncio.create_task(guest.serve())
         self.started += 1
         self.live_at_most = max(self.live_at_most, len(self._guests))
@@ -67,10 +71,22 @@ class InProcessDriver:
 
 
 class Guest:
-    """One guest: `llm(prompt)`, `rlm(question)` and `gather(...)` are what its cells can await."""
+    """One guest: `llm(prompt)`, `rlm(question)` and `gather(...)` are what its cells can await.
 
-    def __init__(self, address: str) -> None:
+    What they put into `kept` is there in the next one, as in a namespace.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        names: Mapping[str, Any] | None = None,
+        on_lease: Callable[[int], None] = lambda _seed: None,
+    ) -> None:
         self._address = address
+        self._names = names or {}
+        self._on_lease = on_lease
+        self._kept: dict[str, Any] = {}
+        self._output = ""
         self._calls = 0
 
     async def serve(self) -> None:
@@ -82,6 +98,8 @@ class Guest:
                 async for message in stream:
                     if message.WhichOneof("message") == "run_cell":
                         await self._run(message.run_cell, stream.write)
+                    elif message.WhichOneof("message") == "lease":
+                        self._on_lease(message.lease.hash_seed)
             except grpc.aio.AioRpcError:
                 return
 
@@ -97,6 +115,10 @@ class Guest:
             ended.answer.length_bytes = len(data)
         except grpc.aio.AioRpcError as error:
             ended.error.traceback = f"{error.code()}: {error.details()}".encode()
+        if self._output:
+            data, self._output = self._output.encode(), ""
+            ended.output_bytes = len(data)
+            ended.last_output.CopyFrom(sandbox_pb2.OutputChunk(cell_id=cell.cell_id, data=data))
         await write(_request(cell_ended=ended))
 
     async def _execute(self, code: str) -> None:
@@ -105,6 +127,9 @@ class Guest:
             "rlm": self._rlm,
             "gather": asyncio.gather,
             "FINAL": _final,
+            "print": self._print,
+            "kept": self._kept,
+            **self._names,
         }
         exec(f"async def cell():\n{textwrap.indent(code, '    ')}", names)  # noqa: S102 - a test's own cells
         await names["cell"]()
@@ -118,6 +143,9 @@ class Guest:
             call_id=self._call_id(), question=question.encode(), inline=question.encode()
         )
         return b"".join([part.data async for part in self._broker.StartChildRun(request)]).decode()
+
+    def _print(self, value: object) -> None:
+        self._output += f"{value}\n"
 
     def _call_id(self) -> str:
         self._calls += 1

@@ -38,6 +38,8 @@ class FakeLeases:
     end: list[Exception] = field(default_factory=list)
     opened: int = 0
     live: int = 0
+    seeds: list[int] = field(default_factory=list)
+    """What each lease wanted; 0 for none."""
 
     @asynccontextmanager
     async def open(
@@ -48,12 +50,14 @@ class FakeLeases:
         guest_services: Sequence[AddServices],
         max_concurrent_calls: int,
         wanted_for_s: float = 0.0,
+        hash_seed: int = 0,
     ) -> AsyncIterator[FakeSandbox]:
         """See `SandboxLeases.open`."""
         if self.start:
             raise self.start.pop(0)
         self.opened += 1
         self.live += 1
+        self.seeds.append(hash_seed)
         try:
             yield FakeSandbox(new_sandbox_id(), self.play)
         finally:

@@ -19,8 +19,8 @@ from orchestrator import ids, prompts
 from orchestrator.cli import exits
 from orchestrator.cli.events_file import EventsFile
 from orchestrator.cli.json_line import json_line
+from orchestrator.cli.logged import Logged
 from orchestrator.cli.plain import PlainLines
-from orchestrator.cli.run import _Logged
 from orchestrator.cli.tree import RunTree
 from orchestrator.contexts.manifest import Entry, Manifest, Measured
 from orchestrator.conversation import PYTHON_TOOL, Reply
@@ -379,7 +379,7 @@ FORGERIES = [
 @pytest.mark.parametrize("with_traceback", [False, True])
 def test_nothing_that_is_logged_can_forge_a_line_of_ours(forgery: str, with_traceback: bool) -> None:
     stream = StringIO()
-    handler = _Logged(PlainLines(RunTree()))
+    handler = Logged(PlainLines(RunTree()))
     error = ValueError(forgery)
     about = (ValueError, error, None) if with_traceback else None
     with patch.object(sys, "stderr", stream):

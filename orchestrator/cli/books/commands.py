@@ -1,0 +1,231 @@
+"""`rlm tenants` and `rlm keys`: their arguments. They work on the service's database itself.
+
+What they do is imported when it is done.
+"""
+
+from dataclasses import fields
+from enum import StrEnum
+from typing import Annotated, NamedTuple
+
+import typer
+
+from orchestrator.cli import environment, held_signals
+from orchestrator.cli.amounts import Limit, limit, limit_usd
+from orchestrator.cli.books.rules import RuleChanges
+from orchestrator.cli.shared_options import with_options
+from orchestrator.limits import RunLimits
+
+tenants = typer.Typer(help="Tenants of the service, on its machine.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of tenants, on the service's machine.", no_args_is_help=True)
+
+DATABASE_FILE = "service.db"
+"""In the state directory, unless another store is named."""
+
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="For people.")]
+_Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="Its name or its id.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one object.")]
+
+
+class Role(StrEnum):
+    """What a key may do; each may do what those before it may."""
+
+    READ = "read"
+    RUN = "run"
+    ADMIN = "admin"
+
+
+class Store(NamedTuple):
+    """Which database."""
+
+    url: str
+
+
+def _store(
+    *,
+    store: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help=f"sqlite:///FILE or postgresql://…, {DATABASE_FILE} of the state directory unless given."
+            " A password belongs into PGPASSFILE, not here.",
+        ),
+    ] = "",
+) -> None:
+    """The option, for its signature."""
+
+
+def _read_store(*, store: str) -> Store:
+    # Read in any case: a misspelt setting is told of.
+    settings = environment.settings()
+    return Store(
+        store or settings.service.store or f"sqlite:///{settings.state_dir.absolute() / DATABASE_FILE}"
+    )
+
+
+def _rules(
+    *,
+    max_tokens_per_day: Annotated[
+        Limit | None, typer.Option(parser=limit, metavar="N", help="Or none, like all limits here.")
+    ] = None,
+    max_cost_usd_per_day: Annotated[Limit | None, typer.Option(parser=limit_usd, metavar="USD")] = None,
+    max_runs_per_day: Annotated[Limit | None, typer.Option(parser=limit, metavar="N")] = None,
+    max_tokens_per_month: Annotated[Limit | None, typer.Option(parser=limit, metavar="N")] = None,
+    max_cost_usd_per_month: Annotated[Limit | None, typer.Option(parser=limit_usd, metavar="USD")] = None,
+    max_runs_per_month: Annotated[Limit | None, typer.Option(parser=limit, metavar="N")] = None,
+    max_concurrent_runs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=100_000, help="Others wait.")
+    ] = None,
+    max_queued_runs: Annotated[
+        int | None, typer.Option(metavar="N", min=0, max=10_000_000, help="More are refused.")
+    ] = None,
+    max_context_bytes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="All contexts that it keeps, together.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="A model it may name, like claude-haiku-*. Repeatable."),
+    ] = None,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="All that the server allows, as at first.")
+    ] = False,
+    runtime: Annotated[
+        list[str] | None, typer.Option(metavar="RUNTIME", help="runc or runsc. Repeatable.")
+    ] = None,
+    any_runtime: Annotated[bool, typer.Option("--any-runtime", help="Both, as at first.")] = False,
+    max_limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=N", help="Of each run, like max_tokens=100000; none lifts it. Repeatable."
+        ),
+    ] = None,
+    retention_days: Annotated[
+        Limit | None,
+        typer.Option(parser=limit, metavar="N", help="Ended runs and unused contexts go after so many."),
+    ] = None,
+) -> None:
+    """The options, for their signature."""
+
+
+def _read_rules(
+    *,
+    model: list[str] | None,
+    any_model: bool,
+    runtime: list[str] | None,
+    any_runtime: bool,
+    max_limit: list[str] | None,
+    **others: Limit | int | None,
+) -> RuleChanges:
+    _refuse_both("--model", bool(model), any_model)
+    _refuse_both("--runtime", bool(runtime), any_runtime)
+    odd = [name for name in runtime or () if name not in {"runc", "runsc"}]
+    if odd:
+        raise typer.BadParameter(f"{odd[0]!r} is neither runc nor runsc.", param_hint="'--runtime'")
+    return RuleChanges(
+        models=() if any_model else tuple(model) if model else None,
+        runtimes=() if any_runtime else tuple(runtime) if runtime else None,
+        max_limits=dict(map(_named_limit, max_limit or ())),
+        **others,  # type: ignore[arg-type]
+    )
+
+
+def _refuse_both(option: str, is_given: bool, any_is_given: bool) -> None:
+    if is_given and any_is_given:
+        raise typer.BadParameter(f"it contradicts --any-{option[2:]}.", param_hint=f"'{option}'")
+
+
+def _named_limit(text: str) -> tuple[str, float | None]:
+    name, _, amount = text.partition("=")
+    known = [item.name for item in fields(RunLimits)]
+    if name not in known:
+        raise typer.BadParameter(f"{name[:40]!r} is none of {', '.join(known)}.", param_hint="'--max-limit'")
+    return name, limit(amount).most
+
+
+_stored = with_options(_store, _read_store, "store")
+_ruled = with_options(_rules, _read_rules, "rules")
+
+
+@tenants.command("add")
+@_stored
+@_ruled
+def tenants_add(*, name: _Name, store: Store, rules: RuleChanges, as_json: _Json = False) -> None:
+    """Add a tenant with a key of the role admin, which is shown this once."""
+    with held_signals.held():
+        from orchestrator.cli.books import tenants as command  # noqa: PLC0415 - sqlalchemy
+
+        command.add(store.url, name, rules, as_json=as_json)
+
+
+@tenants.command("list")
+@_stored
+def tenants_list(*, store: Store, as_json: _Json = False) -> None:
+    """List tenants and what each may do."""
+    with held_signals.held():
+        from orchestrator.cli.books import tenants as command  # noqa: PLC0415 - as above
+
+        command.show_list(store.url, as_json=as_json)
+
+
+@tenants.command("set")
+@_stored
+@_ruled
+def tenants_set(*, tenant: _Tenant, store: Store, rules: RuleChanges, as_json: _Json = False) -> None:
+    """Change what a tenant may do; what is not named stays. It counts from the next request on."""
+    if rules.is_empty:
+        raise typer.BadParameter("name something to change.")
+    with held_signals.held():
+        from orchestrator.cli.books import tenants as command  # noqa: PLC0415 - as above
+
+        command.change(store.url, tenant, rules, as_json=as_json)
+
+
+@tenants.command("remove")
+@_stored
+def tenants_remove(*, tenant: _Tenant, store: Store, as_json: _Json = False) -> None:
+    """Remove a tenant with its keys, runs and contexts, for good. What it paid stays in the books."""
+    with held_signals.held():
+        from orchestrator.cli.books import tenants as command  # noqa: PLC0415 - as above
+
+        command.remove(store.url, tenant, as_json=as_json)
+
+
+@keys.command("add")
+@_stored
+def keys_add(
+    *,
+    tenant: _Tenant,
+    role: Annotated[Role, typer.Option(help="admin may delete; run may ask; read may look.")] = Role.RUN,
+    store: Store,
+    as_json: _Json = False,
+) -> None:
+    """Make a key, which is shown this once."""
+    with held_signals.held():
+        from orchestrator.cli.books import keys as command  # noqa: PLC0415 - as above
+
+        command.add(store.url, tenant, role.value, as_json=as_json)
+
+
+@keys.command("list")
+@_stored
+def keys_list(*, tenant: _Tenant, store: Store, as_json: _Json = False) -> None:
+    """List a tenant's keys, without the keys."""
+    with held_signals.held():
+        from orchestrator.cli.books import keys as command  # noqa: PLC0415 - as above
+
+        command.show_list(store.url, tenant, as_json=as_json)
+
+
+@keys.command("revoke")
+@_stored
+def keys_revoke(
+    *,
+    tenant: _Tenant,
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `rlm keys list` shows it.")],
+    store: Store,
+    as_json: _Json = False,
+) -> None:
+    """Make a key unknown. Another one has to be there before, if the tenant is to go on."""
+    with held_signals.held():
+        from orchestrator.cli.books import keys as command  # noqa: PLC0415 - as above
+
+        command.revoke(store.url, tenant, key_id, as_json=as_json)
