@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, ClassVar, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from orchestrator.budget import Amounts
 from orchestrator.ids import RunId
@@ -327,9 +327,9 @@ class Event:
         kind = _KINDS.get(str(said.get("kind")))
         if kind is None:
             raise ValueError(f"an event of the unknown kind {said.get('kind')!r}")
-        hints = _hints_of(kind)
+        hints = _hints_of(cast(Any, kind))
         known = {name: _typed(hint, said[name], name) for name, hint in hints.items() if name in said}
-        missing = sorted(_required(kind) - known.keys())
+        missing = sorted(_required(cast(Any, kind)) - known.keys())
         if missing:
             raise ValueError(f"a {kind.KIND} without {', '.join(missing)}")
         return cls(
@@ -344,16 +344,16 @@ _KINDS: Mapping[str, type[Payload]] = {kind.KIND: kind for kind in get_args(Payl
 
 
 @cache
-def _hints_of(kind: type[Payload]) -> Mapping[str, object]:
+def _hints_of(kind: type[object]) -> Mapping[str, object]:
     hints = get_type_hints(kind)
-    return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
+    return {item.name: hints[item.name] for item in dataclasses.fields(cast(Any, kind))}
 
 
 @cache
-def _required(kind: type[Payload]) -> frozenset[str]:
+def _required(kind: type[object]) -> frozenset[str]:
     return frozenset(
         item.name
-        for item in dataclasses.fields(kind)
+        for item in dataclasses.fields(cast(Any, kind))
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
     )
 

@@ -185,7 +185,7 @@ def run(
             "runtime": runtime.value if runtime else None,
             "memoise": memoise,
         }
-        raise typer.Exit(_run_on(connection, typed, question, context, asked, events, as_json=as_json))
+        raise typer.Exit(_run_on(connection, typed, question, context, asked, events=events, as_json=as_json))
     settings = environment.settings()
     named = (model or DEFAULT_MODEL, sub_model or (model or DEFAULT_SUB_MODEL), *(allow_model or ()))
     # A signal during the imports must find somebody who prints the object of --json.
@@ -233,8 +233,8 @@ def _run_on(
     question: str,
     context: list[Path],
     options: dict[str, object],
-    events: Path | None,
     *,
+    events: Path | None,
     as_json: bool,
 ) -> int:
     for name in ("base_url", "price_input", "price_output", "window_tokens"):

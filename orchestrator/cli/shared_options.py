@@ -29,7 +29,7 @@ def with_options(
             command(**given, **{parameter: value})
 
         # What typer looks at; following `__wrapped__` it would see the command alone.
-        del with_them.__wrapped__  # type: ignore[attr-defined]
+        del with_them.__wrapped__
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *theirs.values())]
         with_them.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_them.__annotations__ = {one.name: one.annotation for one in parameters}

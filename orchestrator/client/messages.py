@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm_proto.v1 import run_pb2, types_pb2
@@ -38,6 +39,7 @@ def options_from_wire(message: run_pb2.RunOptions) -> RunOptions:
         "deadline_s",
         "cell_timeout_s",
     )
+    given: Any = message  # its types know the fields by name only
     return RunOptions(
         model=message.model or None,
         sub_model=message.sub_model or None,
@@ -45,7 +47,7 @@ def options_from_wire(message: run_pb2.RunOptions) -> RunOptions:
         runtime=message.runtime or None,
         dialect=message.dialect or None,
         memoise=message.memoise,
-        **{name: getattr(message, name) for name in limits if message.HasField(name)},
+        **{name: getattr(message, name) for name in limits if given.HasField(name)},
     )
 
 

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 from orchestrator.errors import ContextInputError, MachineError
 from orchestrator.visible import visible_line
@@ -146,7 +146,7 @@ def _archive(paths: Sequence[Path], name: str | None, stop: threading.Event) -> 
         members = _members(paths, notes)
         # A stream: tarfile would seek otherwise, and the hash could not.
         with tarfile.open(
-            fileobj=hashing, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_CHUNK_BYTES
+            fileobj=cast(Any, hashing), mode="w|", format=tarfile.PAX_FORMAT, bufsize=_CHUNK_BYTES
         ) as archive:
             count = sum(_add(archive, path, member, notes, stop) for path, member in members)
         file.flush()
@@ -218,9 +218,9 @@ def _add(archive: tarfile.TarFile, path: str, member: str, notes: "_Notes", stop
         entry = tarfile.TarInfo(member)
         entry.size = status.st_size
         entry.mode = 0o644
-        archive.addfile(entry, _Exactly(file, path, stop))
+        archive.addfile(entry, cast(IO[bytes], _Exactly(file, path, stop)))
     # It would keep every entry, and there may be a million.
-    archive.members = []
+    cast(Any, archive).members = []
     return True
 
 

@@ -17,12 +17,13 @@ CALL_S = 30.0
 """For one attempt at a call that sends and gets little."""
 
 Response = TypeVar("Response")
+Response_co = TypeVar("Response_co", covariant=True)
 
 
-class Method(Protocol[Response]):
+class Method(Protocol[Response_co]):
     """A unary method of the generated stub."""
 
-    def __call__(self, request: Any, /, *, timeout: float, metadata: Any) -> Awaitable[Response]:
+    def __call__(self, request: Any, /, *, timeout: float, metadata: Any) -> Awaitable[Response_co]:
         """Send a request."""
         ...
 

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeAlias
 
 from orchestrator import errors, prompts, turn
 from orchestrator.budget import ZERO, Amounts
@@ -69,6 +70,9 @@ STARTS_OF_A_CELL = 5
 """A cell that was running at so many restarts may be what brings them about."""
 CHILD_RUN = "child_run"
 """A sub-call's `what`."""
+
+Fed: TypeAlias = turn.Event
+"""What the machine is fed. Under a name of its own, because a field of `Step` is called `turn`."""
 
 TextOf = Callable[[Text], str]
 """The whole of a recorded text. Raises ReplayError when it is not there."""
@@ -120,7 +124,7 @@ class Step:
     """Something the machine was fed."""
 
     turn: int
-    event: turn.Event
+    event: "Fed"
 
 
 @dataclass(slots=True, eq=False)

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Table, bindparam, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -243,7 +244,7 @@ class _Batch:
 
 async def _blob(database: Database, found: Select[tuple[bytes]]) -> bytes | None:
     async def work(connection: AsyncConnection) -> bytes | None:
-        data = (await connection.execute(found)).scalar_one_or_none()
+        data: Any = (await connection.execute(found)).scalar_one_or_none()
         return None if data is None else bytes(data)
 
     return await database.read(work)

@@ -7,8 +7,8 @@ from orchestrator.ids import RunId, TenantId
 from orchestrator.store.books import Quota, UsageBook
 
 WindowsNow = Callable[[], Awaitable[Mapping[str, Quota]]]
-"""The windows that now falls into, with the tenant's quotas as they are now. Asked at every draw: a quota that
-an operator lowers binds the runs that are under way."""
+"""The windows that now falls into, with the tenant's quotas as they are now. Asked at every draw: a quota
+that an operator lowers binds the runs that are under way."""
 
 
 class SqlTenantAccount:

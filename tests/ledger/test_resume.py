@@ -36,7 +36,6 @@ from orchestrator.runs.resuming import end_unresumed, take_up
 from orchestrator.runs.tree import RunResult
 from orchestrator.sandbox.instance import claim_instance
 from orchestrator.sandbox.lease import SandboxLeases
-from orchestrator.sandbox.pool import SandboxPool
 from orchestrator.store.memory import MemoryRunStore
 from orchestrator.store.port import NO_BLOBS, LedgerEntry, RunStore
 from orchestrator.tenants.memory import MemoryTenantAccount
@@ -234,9 +233,7 @@ async def process(**names: Any) -> AsyncIterator[Process]:
         driver = InProcessDriver(**names)
         leases = SandboxLeases(instance, driver, memory_bytes=1 << 20)
         contexts = ContextStore(instance.contexts_dir)
-        machine = Machine(
-            contexts=contexts, leases=leases, slots=SandboxSlots(8), pool=cast(SandboxPool, leases._pool)
-        )
+        machine = Machine(contexts=contexts, leases=leases, slots=SandboxSlots(8), pool=leases._pool)
         try:
             yield Process(driver, machine, Path(state_dir))
         finally:
@@ -566,7 +563,7 @@ def _killing(world: World, happened: Callable[[], bool]) -> Iterator[None]:
         await append(store, *args, **more)
         store.is_dead = happened()
 
-    MortalStore.append = mortal  # type: ignore[method-assign]
+    MortalStore.append = cast(Any, mortal)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -581,7 +578,7 @@ async def test_a_run_whose_record_is_broken_ends_as_such_and_stays_readable() ->
     assert await world.live(lives=20) is None
     events = list(world.disk.runs[ROOT])
     place = next(n for n, event in enumerate(events) if isinstance(event.payload, CellEnded))
-    broken = replace(events[place].payload, outcome="who knows")
+    broken = replace(cast(CellEnded, events[place].payload), outcome="who knows")
     world.disk.store._events[ROOT][place] = replace(events[place], payload=broken)
     result = await world.live(resume=True)
     assert result is not None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
@@ -82,7 +83,7 @@ class PostgresServer:
             assert time.monotonic() < deadline, "the test server does not answer"
             time.sleep(0.1)
 
-    def _docker(self):  # type: ignore[no-untyped-def]
+    def _docker(self) -> Any:
         return self.container.get_wrapped_container()
 
 
@@ -100,7 +101,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     sockets.chmod(0o777)
     container = DockerContainer(
         image.name(),
-        command=["bash", "-c", _START],
+        command=cast(Any, ["bash", "-c", _START]),  # its types know a string only
         env={
             "PGDATA": "/var/lib/postgresql/rlm",
             "PGPASSWORD": PASSWORD,

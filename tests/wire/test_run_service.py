@@ -691,7 +691,7 @@ async def test_a_run_whose_events_cannot_be_stored_stops_and_goes_on_when_they_c
         go.set()
         await until(lambda: away.refused >= 4)
         async with asyncio.timeout(20):
-            while await server.driver.found():
+            while await server.driver.found():  # noqa: ASYNC110 - what is waited for is no event
                 await asyncio.sleep(0.01)
         assert len(model.asked) == 1, "nothing is asked that could not be written down"
         away.is_back = True

@@ -317,7 +317,8 @@ def _outcome(run: Run) -> tuple[Outcome, str]:
 def _limits(told: Mapping[str, float], otherwise: RunLimits) -> RunLimits:
     """Those of the run's first event, which tells of all of them."""
     known = {item.name for item in fields(RunLimits)}
-    return replace(otherwise, **{name: value for name, value in told.items() if name in known})
+    limits: dict[str, Any] = {name: value for name, value in told.items() if name in known}
+    return replace(otherwise, **limits)
 
 
 def _decoded(raw: Mapping[str, object]) -> Event | None:

@@ -3,7 +3,6 @@
 import mmap
 import tempfile
 from array import array
-from pathlib import Path
 
 from sandbox_image.worker.interpreter.blob import Blob
 from sandbox_image.worker.interpreter.stretch import Place, Stretch
@@ -28,7 +27,7 @@ def _blob(mapped: mmap.mmap, whole: str) -> Blob:
     with tempfile.NamedTemporaryFile() as file:
         file.write(_landmarks(whole))
         file.flush()
-        blob = Blob(mapped, Path(file.name))
+        blob = Blob(mapped, file.name)
         _ = blob.landmarks  # opened when first asked for; the file goes with this block
     return blob
 
