@@ -265,7 +265,7 @@ _LOSS = {
     SandboxLoss.CONTAINER_GONE: ": its container was ended from outside",
     SandboxLoss.ENGINE_GONE: ": the container engine failed",
     SandboxLoss.ORCHESTRATOR_ENDED: (
-        ": the service was restarted twice while this cell ran, so it is not run a third time"
+        ": the service was restarted again and again while this cell ran, so it is not run once more"
     ),
 }
 

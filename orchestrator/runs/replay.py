@@ -13,8 +13,8 @@ Rules. They live in this file and nowhere else:
    is lost. One that ended its namespace needs no second run; nor does any before it.
 5. A cell that ended is run again without asking for anything: a sub-call that is not in its record is
    refused, and one that it never heard of again is not answered. A cell that was running begins anew, and
-   may ask for what it was not yet answered. When it was running at two restarts it is not run a third time:
-   its sandbox counts as lost.
+   may ask for what it was not yet answered. When it was running at ten restarts and got no further
+   it is not run again: it may be what brings them about, and its sandbox counts as lost.
 6. A cell that makes other sub-calls than recorded, or ends otherwise, has diverged: the model is told. When
    it only prints something else, that is noted in the record.
 
@@ -66,8 +66,9 @@ from orchestrator.trajectory import (
     settle_after_crash,
 )
 
-STARTS_OF_A_CELL = 5
-"""A cell that was running at so many restarts may be what brings them about."""
+STARTS_OF_A_CELL = 10
+"""A cell that was running at so many restarts, with no sub-call answered in between, may be what brings them
+about."""
 CHILD_RUN = "child_run"
 """A sub-call's `what`."""
 
@@ -334,6 +335,7 @@ class _Reading:
         if cell.result is None and ended.error_kind != RunCancelledError.__name__:
             call.rank = cell.answers
             cell.answers += 1
+            cell.starts = min(cell.starts, 1)  # it got further
 
 
 def result_of(ended: CellEnded, text_of: TextOf) -> CellResult:

@@ -23,8 +23,8 @@ from tests.e2e.serving import client, new_key, serving
 from tests.fakes.service import short_directory
 
 KILLS = int(os.environ.get("RLM_TEST_KILLS", "8"))
-KILLS_OF_A_RUN = 4
-"""A cell that was running at five restarts is not run again (`runs/replay.py`)."""
+KILLS_OF_A_RUN = 8
+"""A cell that got no further in ten restarts is not run again (`runs/replay.py`)."""
 LONGEST_LIFE_S = 3.0
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(60 + 20 * KILLS)]

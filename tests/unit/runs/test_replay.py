@@ -27,6 +27,7 @@ from orchestrator.pricing import Usage
 from orchestrator.rpc import status
 from orchestrator.runs import replayed_cell
 from orchestrator.runs.replay import (
+    STARTS_OF_A_CELL,
     Namespace,
     PastCell,
     RunPast,
@@ -106,8 +107,8 @@ def cell_ended(number: int, result: CellResult = OK) -> CellEnded:
         traceback=result.traceback,
         status=result.status,
         lost_variables=result.lost_variables,
-        duration_s=1.0,
-        guest_s=1.0,
+        duration_s=result.duration_s,
+        guest_s=result.guest_s,
         used_up=tuple(used.resource.value for used in result.used_up),
         loss=result.loss.value if result.loss else "",
         used_up_limits={used.resource.value: used.limit for used in result.used_up if used.limit},
@@ -281,7 +282,7 @@ def test_the_machine_is_fed_what_it_was_fed_wherever_the_record_ends(data: st.Da
         _, expected, wanted = [one for one in drive.known if one[0] <= length][-1]
         assert state == expected
         assert actions[-1] == wanted
-        if isinstance(wanted, turn.RunCell) and length < len(events):
+        if length < len(events) and isinstance(events[length].payload, CellStarted):
             following = read_run(events[: length + 1], text_of)
             assert following.running is not None
             assert following.running.code
@@ -388,16 +389,17 @@ def test_the_seed_is_that_of_the_last_sandbox() -> None:
     assert read().hash_seed == 0
 
 
-def test_a_cell_that_was_running_at_one_restart_is_run_again_and_at_a_second_no_more() -> None:
-    once = read(*a_cell(1)[:3]).running
-    assert once is not None
+def test_a_cell_that_was_running_at_a_few_restarts_is_run_again_and_at_many_no_more() -> None:
+    again = (resumed(), *a_cell(1)[2:3])
+    few = read(*a_cell(1)[:3], *again * (STARTS_OF_A_CELL - 2)).running
+    assert few is not None
     with pytest.raises(errors.InvariantError):
-        given_up(once)
-    twice = read(*a_cell(1)[:3], resumed(), *a_cell(1)[2:3]).running
-    assert twice is not None
-    result = given_up(twice)
+        given_up(few)
+    many = read(*a_cell(1)[:3], *again * (STARTS_OF_A_CELL - 1)).running
+    assert many is not None
+    result = given_up(many)
     assert (result.outcome, result.loss) == (CellOutcome.SANDBOX_LOST, SandboxLoss.ORCHESTRATOR_ENDED)
-    assert "restarted twice" in prompts.cell_report(result)
+    assert "restarted again and again" in prompts.cell_report(result)
 
 
 PRINTED = PastCell(turn=4, code="", result=OK)
