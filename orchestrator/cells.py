@@ -45,7 +45,7 @@ class SandboxLoss(Enum):
     ENGINE_GONE = "engine_gone"
     """Its stream broke and the container engine does not answer."""
     ORCHESTRATOR_ENDED = "orchestrator_ended"
-    """We ended while the cell ran, and again when it was run again: it is not tried a third time."""
+    """We ended while the cell ran, again and again when it was run again: it is not tried once more."""
 
 
 class Resource(Enum):

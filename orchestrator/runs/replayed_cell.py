@@ -15,6 +15,8 @@ from orchestrator.trajectory import Text
 
 ORDER_WAIT_S = 2.0
 """For an answer that came earlier the first time. A cell that does not ask for it any more has diverged."""
+BETWEEN_ANSWERS_S = 0.002
+"""Each is a call of its own to gRPC, and two that end at once may arrive in any order."""
 UNHEARD_WAIT_S = 30.0
 """A cell that still waits for what it did not wait for the first time has diverged, too."""
 
@@ -106,6 +108,10 @@ class ReplayedCell:
         self._passed.add(rank)
         while self._next_rank in self._passed:
             self._next_rank += 1
-        waiting = self._waiting.get(self._next_rank)
+        if self._next_rank in self._waiting:
+            asyncio.get_running_loop().call_later(BETWEEN_ANSWERS_S, self._wake, self._next_rank)
+
+    def _wake(self, rank: int) -> None:
+        waiting = self._waiting.get(rank)
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
