@@ -17,7 +17,7 @@ DEFAULT := not local_model and not live and not air_gap
 # They send signals to their own process, which a parallel run takes for its own.
 SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 
-.PHONY: help setup engine image demo bench test-security test-service fuzz local-model-packages test-local-model test-live wheelhouse bundle test-air-gap check format-check lint types imports protos-check unit types-and-unit test protos format clean
+.PHONY: help setup engine image postgres-image demo bench test-security test-service fuzz local-model-packages test-local-model test-live wheelhouse bundle test-air-gap check format-check lint types imports protos-check unit types-and-unit test protos format clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -25,7 +25,7 @@ help: ## what can be made
 demo: setup image ## a question over a large log, answered from inside a real container
 	@$(BIN)/python -m demo
 
-test: check image ## everything that a change must pass, containers included
+test: check image postgres-image ## everything that a change must pass, containers included
 	@echo "test: in real containers"
 	@$(BIN)/python -m pytest tests --ignore=tests/unit -m 'not case and $(DEFAULT)' --numprocesses=2 --dist=loadfile $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory test-security
@@ -132,6 +132,9 @@ engine: ## a Docker engine: any that answers, or the distribution's
 
 image: setup engine ## the sandbox image, unless that of these sources is there
 	@$(BIN)/rlm image build
+
+postgres-image: setup engine ## the image of the tests' PostgreSQL, of Debian's packages, unless it is there
+	@$(BIN)/python -m tests.postgres.image
 
 protos: setup ## generate the gRPC code, and the reference of both ways in
 	@$(BIN)/python proto/generate
