@@ -10,8 +10,7 @@ Rules:
    then starts what is kept anew. That is enough, because of an event that is stored all before it are.
 4. A watch ends behind the last event of a run that has ended. When the server leaves a run, it ends with
    `UnavailableError`, and goes on wherever the run does.
-5. Watchers that want the same page of the store at the same time have it read once: a thousand that come, or
-   fall behind, together would otherwise wait for each other's connections until they run out of patience.
+5. Watchers that want the same page of the store at the same time have it read once.
 """
 
 import asyncio

@@ -20,7 +20,8 @@ T = TypeVar("T")
 BUSY_S = 5.0
 """For a lock that another process holds: its longest transaction is the deletion of a run tree."""
 READERS = 4
-_CONNECTION_S = 10.0
+_CONNECTION_S = 30.0
+"""How long a read waits for its turn: a thousand streams that open at once take four seconds of it."""
 """For one of our own connections to be free."""
 
 _EVERY_CONNECTION = (

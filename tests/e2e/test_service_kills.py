@@ -63,10 +63,13 @@ def asked(directory: Path) -> Counter[str]:
     return Counter(log.read_text().splitlines() if log.exists() else ())
 
 
-def journalled(directory: Path) -> set[str]:
-    """Prompts whose answers the database has."""
+def journalled(directory: Path, root: str) -> set[str]:
+    """Prompts of a run tree whose answers the database has."""
     with sqlite3.connect(directory / "state" / "service.db") as database:
-        events = [json.loads(event) for (event,) in database.execute("SELECT event FROM events")]
+        events = [
+            json.loads(event)
+            for (event,) in database.execute("SELECT event FROM events WHERE root_run_id = ?", (root,))
+        ]
     started = {
         (event["run_id"], event["call"]): event for event in events if event["kind"] == "sub_call_started"
     }
@@ -104,10 +107,10 @@ async def test_killed_at_any_moment_each_run_ends_right_and_no_journalled_call_i
             run_id = (await call("CreateRun", request)).run.run_id
             await asyncio.sleep(moments.uniform(0, LONGEST_LIFE_S))
             await server.end(signal.SIGKILL)
-        paid: list[tuple[Counter[str], set[str]]] = [(asked(directory), journalled(directory))]
+        paid: list[tuple[Counter[str], set[str]]] = [(asked(directory), journalled(directory, run_id))]
         for _ in range(min(KILLS - start, KILLS_OF_A_RUN) - 1):
             await killed_in_its_life(directory, settings, moments.uniform(0, LONGEST_LIFE_S))
-            paid.append((asked(directory), journalled(directory)))
+            paid.append((asked(directory), journalled(directory, run_id)))
         async with serving(directory, settings, SCRIPT) as server, client(server, key) as call:
             async for _ in call("WatchRun", pb.WatchRunRequest(run_id=run_id)):
                 pass
