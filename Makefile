@@ -27,7 +27,7 @@ demo: setup image ## a question over a large log, answered from inside a real co
 
 test: check image postgres-image ## everything that a change must pass, containers included
 	@echo "test: in real containers"
-	@$(BIN)/python -m pytest tests --ignore=tests/unit -m 'not case and $(DEFAULT)' --numprocesses=2 --dist=loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests --ignore=tests/unit -m 'not case and $(DEFAULT)' --numprocesses=3 --dist=loadfile $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory test-security
 
 # Side by side first: these tests wait much of their time. Then those that measure, one after the other.

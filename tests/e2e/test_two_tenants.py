@@ -1,6 +1,6 @@
 """Two tenants of one `rlm serve`, many runs each, one honest and one hostile, over gRPC and HTTP.
 
-How many runs each is in RLM_TEST_RUNS, 25 unless it is set; `make test-service` takes 100.
+How many runs each is in RLM_TEST_RUNS, 12 unless it is set; `make test-service` takes 100.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from tests.e2e.serving import Process, client, new_key, serving
 from tests.fakes import anthropic_server as fake
 from tests.fakes.service import short_directory
 
-RUNS = int(os.environ.get("RLM_TEST_RUNS", "25"))
+RUNS = int(os.environ.get("RLM_TEST_RUNS", "12"))
 KEY = "sk-ant-canary-of-the-provider"
 HONEST, HOSTILE = "canary-of-the-honest", "canary-of-the-hostile"
 

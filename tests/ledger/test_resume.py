@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -544,7 +545,7 @@ async def test_the_cell_that_was_running_begins_anew_but_not_for_ever() -> None:
     world = World(Provider(lambda request: _plays(request, cells)))
     await _killed_behind(world, CellStarted)
     for starts in range(2, STARTS_OF_A_CELL + 1):
-        assert await _dies_when(world, lambda starts=starts: len(world.disk.payloads(CellStarted)) == starts)
+        assert await _dies_when(world, partial(_has_started, world, starts))
     assert not world.disk.payloads(CellEnded)
     result = await world.restart()
     assert result is not None
@@ -552,6 +553,10 @@ async def test_the_cell_that_was_running_begins_anew_but_not_for_ever() -> None:
     (ended, *_) = world.disk.payloads(CellEnded)
     assert (ended.outcome, ended.loss) == ("sandbox_lost", "orchestrator_ended")
     world.assert_closed()
+
+
+def _has_started(world: World, cells: int) -> bool:
+    return len(world.disk.payloads(CellStarted)) == cells
 
 
 async def _dies_when(world: World, happened: Callable[[], bool]) -> bool:
