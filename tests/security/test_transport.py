@@ -597,8 +597,16 @@ def test_g20_the_orchestrator_dials_no_socket() -> None:
         if not path.is_relative_to(root / "probes" / "guest")
         if any(dial in path.read_text() for dial in dials)
     }
-    # To the process that holds the provider's key, on a socket that no sandbox sees.
-    assert found <= {"models/provider/connection.py", "models/provider/process.py"}
+    assert found <= {
+        # To the process that holds the provider's key, on a socket that no sandbox sees.
+        "models/provider/connection.py",
+        "models/provider/process.py",
+        # To the database that the settings name.
+        "store/postgresql.py",
+        "store/sqlite.py",
+        # Of a program of the user's, to the server that the user names.
+        "client/channel.py",
+    }
 
 
 def test_the_attacks_themselves_reach_a_listener() -> None:
