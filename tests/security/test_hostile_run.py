@@ -207,7 +207,9 @@ def assert_contained(story: Story, runtime: str) -> None:
     settled = [event.payload for event in story.events if isinstance(event.payload, CallSettled)]
     used = sum(call.confirmed.tokens + call.unconfirmed.tokens for call in settled)
     assert story.billed_tokens <= used <= HOSTILE_LIMITS.max_tokens
-    assert len(settled) == len(story.requests), "all that reached the provider is in the record"
+    # One that is cancelled between its entry in the record and its sending is in the record alone.
+    attempts = [call for call in settled if call.confirmed.calls or call.unconfirmed.calls]
+    assert len(story.requests) <= len(attempts) <= len(settled), "what reached the provider is in the record"
     depths = [event.payload.depth for event in story.events if isinstance(event.payload, RunStarted)]
     assert len(depths) - 1 <= HOSTILE_LIMITS.max_child_runs
     assert set(depths) <= {0, 1}
