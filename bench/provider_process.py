@@ -18,10 +18,10 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from bench import measuring
+from bench.processes import cpu_s, memory_mib
 from orchestrator.conversation import Told
 from orchestrator.models.port import ModelClient, ModelRequest
 from orchestrator.models.provider.connection import connect
@@ -58,18 +58,6 @@ async def provider_process(url: str) -> AsyncIterator[tuple[ModelClient, int | N
         await connection.client.aclose()
 
 
-def cpu_s(pid: int) -> float:
-    """User and system seconds of another process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def peak_mib(pid: int) -> int:
-    """The most memory another process has had."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
-
-
 async def measure(way: str, url: str, prompt_bytes: int) -> dict[str, Any]:
     """One round, after calls that open what is opened once."""
     request = ModelRequest(
@@ -103,7 +91,7 @@ async def measure(way: str, url: str, prompt_bytes: int) -> dict[str, Any]:
             "alone_ms": measuring.spread_ms(alone_s),
             "late_ms": measuring.spread_ms(late_s),
             "orchestrator_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "provider_peak_mib": peak_mib(pid) if pid else 0,
+            "provider_peak_mib": int(memory_mib(pid)["peak"]) if pid else 0,
         }
 
 

@@ -11,7 +11,8 @@ from docker import DockerClient
 
 from orchestrator.config import Settings
 from tests.containers import containers_of
-from tests.e2e.test_service import new_key, serving
+from tests.e2e.serving import new_key, serving
+from tests.e2e.test_service import SCRIPT
 from tests.fakes.service import short_directory
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
@@ -52,7 +53,7 @@ async def asked_async(url: str, key: str, model: str, *, streams: bool) -> anthr
 async def test_a_prompt_of_20_mb_is_answered_sync_and_async_streaming_and_not(
     directory: Path, settings: Settings, engine: DockerClient
 ) -> None:
-    async with serving(directory, settings) as server:
+    async with serving(directory, settings, SCRIPT) as server:
         key, url = await new_key(directory), f"http://{server.http}"
         model = f"scripted:{directory / 'script.py'}"
         messages = await asyncio.gather(

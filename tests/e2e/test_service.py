@@ -1,27 +1,18 @@
 """`rlm serve` as a process, real containers, a scripted model: through its whole life."""
 
-import asyncio
 import json
-import os
-import re
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 import pytest
 from docker import DockerClient
 from rlm_proto.v1 import run_pb2 as pb
-from rlm_proto.v1 import run_pb2_grpc
 
 from orchestrator.config import Settings
-from orchestrator.store.books import Role, TenantRules
-from orchestrator.store.database import open_database
-from orchestrator.store.sql_tenants import SqlTenantBook
 from tests.containers import containers_of
+from tests.e2e.serving import client, new_key, serving
 from tests.fakes.service import short_directory
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
@@ -50,71 +41,6 @@ def directory() -> Iterator[Path]:
         yield path
 
 
-class Process:
-    """A server process that is ready."""
-
-    def __init__(self, process: asyncio.subprocess.Process, grpc_address: str, http_address: str) -> None:
-        self.process = process
-        self.grpc = grpc_address
-        self.http = http_address
-
-    async def end(self, number: signal.Signals) -> int:
-        """Send a signal and wait for the end."""
-        self.process.send_signal(number)
-        async with asyncio.timeout(60):
-            return await self.process.wait()
-
-
-@asynccontextmanager
-async def serving(directory: Path, settings: Settings, **more: str) -> AsyncIterator[Process]:
-    """A server on a state directory, for the length of the block or until its test has ended it."""
-    script = directory / "script.py"
-    script.write_text(f"LOG = {str(directory / 'asked')!r}\n{SCRIPT}")
-    others = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RLM_", "ANTHROPIC_"))
-    }
-    ours = {"RLM_MODEL": f"scripted:{script}", "RLM_DRAIN_S": "0", "RLM_IMAGE": settings.image}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "orchestrator", "serve",
-        "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--state-dir", str(directory / "state"),
-        env={**others, **ours, **more},
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        async with asyncio.timeout(60):
-            line = (await process.stdout.readline()).decode()
-        found = re.fullmatch(r"ready: grpc (\S+), http (\S+)\n", line)
-        assert found, line
-        yield Process(process, found[1], found[2])
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-async def new_key(directory: Path) -> str:
-    """A tenant of the server's, made as an operator beside it would."""
-    async with open_database(f"sqlite:///{directory / 'state' / 'service.db'}") as database:
-        tenants = SqlTenantBook(database)
-        tenant = await tenants.add_tenant("acme", TenantRules())
-        return (await tenants.add_key(tenant.tenant_id, Role.ADMIN))[1]
-
-
-@asynccontextmanager
-async def client(server: Process, key: str) -> AsyncIterator[Callable[[str, Any], Any]]:
-    """Calls a method by its name."""
-    async with grpc.aio.insecure_channel(server.grpc) as channel:
-        stub = run_pb2_grpc.RunServiceStub(channel)
-
-        def call(method: str, request: Any) -> Any:
-            return getattr(stub, method)(
-                request, metadata=(("authorization", f"Bearer {key}"),), timeout=120.0
-            )
-
-        yield call
-
-
 def asking(key: str, question: bytes, runtime: str = "") -> pb.CreateRunRequest:
     return pb.CreateRunRequest(
         idempotency_key=key, question=question, text=b"x" * 100, options=pb.RunOptions(runtime=runtime)
@@ -134,7 +60,7 @@ async def kinds(call: Callable[[str, Any], Any], run_id: str, last: str = "") ->
 async def test_a_question_is_answered_in_a_container_and_sigterm_ends_it_all(
     directory: Path, settings: Settings, engine: DockerClient
 ) -> None:
-    async with serving(directory, settings) as server:
+    async with serving(directory, settings, SCRIPT) as server:
         key = await new_key(directory)
         async with client(server, key) as call:
             run = (await call("CreateRun", asking("1", b"How many?"))).run
@@ -153,13 +79,13 @@ async def test_a_server_that_ends_in_the_middle_of_a_run_is_followed_by_one_that
     engine: DockerClient,
     number: signal.Signals,
 ) -> None:
-    async with serving(directory, settings) as server:
+    async with serving(directory, settings, SCRIPT) as server:
         key = await new_key(directory)
         async with client(server, key) as call:
             run = (await call("CreateRun", asking("1", b"How many, slowly? (slow)"))).run
             before = await kinds(call, run.run_id, last="cell_ended")
         await server.end(number)
-    async with serving(directory, settings) as server, client(server, key) as call:
+    async with serving(directory, settings, SCRIPT) as server, client(server, key) as call:
         after = await kinds(call, run.run_id)
         told = (await call("GetRun", pb.GetRunRequest(run_id=run.run_id))).run
         printed = before[-1]["output"].strip()
@@ -177,7 +103,7 @@ async def test_a_server_that_ends_in_the_middle_of_a_run_is_followed_by_one_that
 async def test_one_server_has_runs_on_both_runtimes_and_offers_no_other(
     directory: Path, settings: Settings, engine: DockerClient
 ) -> None:
-    async with serving(directory, settings, RLM_RUNTIMES="runsc,runc") as server:
+    async with serving(directory, settings, SCRIPT, RLM_RUNTIMES="runsc,runc") as server:
         key = await new_key(directory)
         async with client(server, key) as call:
             runs = {
