@@ -30,7 +30,7 @@ _BY_CODE: dict[grpc.StatusCode, type[OrchestratorError]] = {
     _Code.ALREADY_EXISTS: errors.CallIdReusedError,
     _Code.FAILED_PRECONDITION: errors.ConflictError,
     _Code.OUT_OF_RANGE: errors.ContextInputError,
-    _Code.DATA_LOSS: errors.ContextInputError,
+    _Code.DATA_LOSS: errors.HashMismatchError,
     _Code.UNAVAILABLE: errors.UnavailableError,
     _Code.DEADLINE_EXCEEDED: errors.DeadlineExceededError,
     _Code.CANCELLED: errors.RunCancelledError,

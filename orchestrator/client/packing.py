@@ -310,8 +310,8 @@ def _no_room(error: OSError) -> MachineError:
 
 
 def _wire_name(name: str) -> str:
-    """At most 255 bytes of UTF-8, with the end kept: it says what kind of file it is."""
-    data = name.encode("utf-8", "replace")
+    """At most 255 bytes of printable UTF-8, with the end kept: it says what kind of file it is."""
+    data = "".join(char if char.isprintable() else "_" for char in name).encode("utf-8", "replace")
     return data[-MAX_NAME_BYTES:].decode("utf-8", "ignore") or "context"
 
 

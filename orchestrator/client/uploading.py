@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import grpc
 import grpc.aio
 from rlm_proto.v1 import run_pb2
 
@@ -16,6 +17,8 @@ PART_BYTES = 512 * 1024
 """Half of what the protocol allows."""
 STREAM_S = 600.0
 """One stream's deadline. A longer upload goes on in the next, from where it stands."""
+_STANDS_ELSEWHERE = {grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.FAILED_PRECONDITION}
+"""Somebody else is sending the same file, and got further, or to its end."""
 
 
 async def upload(wire: Wire, packed: Packed) -> Uploaded:
@@ -54,8 +57,7 @@ async def upload(wire: Wire, packed: Packed) -> Uploaded:
             )
         except grpc.aio.AioRpcError as error:
             failure = failure_of(error, wire.address)
-            # Somebody else may be sending the same file, so that it stands elsewhere by now.
-            if not failure.passes and error.code() is not grpc.StatusCode.OUT_OF_RANGE:
+            if not failure.passes and error.code() not in _STANDS_ELSEWHERE:
                 raise failure.error from error
             await wire.pause(row, failure.error, "; the upload goes on from where it stands")
             continue

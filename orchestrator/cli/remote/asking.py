@@ -25,7 +25,7 @@ from orchestrator.cli.remote.connection import Connection
 from orchestrator.cli.remote.session import client_of
 from orchestrator.cli.tree import RunTree, head
 from orchestrator.client import Client, Run, RunOptions
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import CallerError, OrchestratorError
 from orchestrator.ids import RunId
 from orchestrator.limits import RunLimits
 from orchestrator.trajectory import Event, RunStarted
@@ -192,13 +192,15 @@ class _Visit:
         task = self._task
         if task is None:
             return
+        # Cancelled once: cleaning up is not disturbed by further signals.
         if not self.is_asking or self._client is None:
-            self.display.say("stopping" if self.run_id else "stopping: nothing has been asked yet")
-            task.cancel()
+            if signals_so_far == 1:
+                self.display.say("stopping" if self.run_id else "stopping: nothing has been asked yet")
+                task.cancel()
         elif signals_so_far == 1:
             self.display.say("asking the server to cancel the run; once more leaves it running")
             self._cancelling = asyncio.create_task(self._cancel(self._client))
-        else:
+        elif signals_so_far == 2:
             task.cancel()
 
     async def _cancel(self, client: Client) -> None:
@@ -258,7 +260,8 @@ async def _ended(visit: _Visit, work: _Work) -> tuple[End, bool]:
             return End(unfinished(Outcome.CANCELLED, "stopped by a signal"), Exit.NO_ANSWER), may_go_on
         except OrchestratorError as error:
             end = End(unfinished(Outcome.INTERNAL_ERROR, str(error)), exits.exit_for(error), error)
-            return end, bool(visit.run_id)
+            # One that was deleted meanwhile does not go on.
+            return end, bool(visit.run_id) and not isinstance(error, CallerError)
         # Whatever it is: what was spent and found is still to be told.
         except Exception as error:
             why = f"unexpected {type(error).__name__}"
@@ -300,7 +303,7 @@ def _show_left(visit: _Visit, end: End, *, as_json: bool) -> Exit:
     exits.tell(f"rlm: used so far {words.used(visit.tree.tally)}")
     if as_json:
         # No outcome of a run: it has none yet.
-        exits.put(json_line(report.as_json(end.report) | {"outcome": LEFT, "error": None}))
+        exits.put(json_line(report.as_json(end.report) | {"outcome": LEFT}))
     return end.code
 
 

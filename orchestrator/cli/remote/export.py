@@ -12,7 +12,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
@@ -35,18 +35,8 @@ class _Counts(NamedTuple):
 class _Target(Protocol):
     """Where files go. They hold what the context holds, so they are their owner's alone."""
 
-    def file(self, name: str) -> "_Sink":
-        """A new file."""
-        ...
-
-
-class _Sink(Protocol):
-    def write(self, data: bytes | bytearray, /) -> object:
-        """More of it."""
-        ...
-
-    def close(self) -> None:
-        """It is whole."""
+    def file(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """A new file, whole when its block ends."""
         ...
 
 
@@ -78,38 +68,38 @@ async def _export(client: Client, run: Run, target: _Target) -> _Counts:
     run_id = run.run_id
     hashes: dict[str, None] = {}
     count = 0
-    events = target.file("events.jsonl")
-    if run.next_position > 0:
-        async with aclosing(client.watch(run_id)) as watched:
-            async for position, event in watched:
-                events.write((json_line(event) + "\n").encode("ascii"))
-                hashes.update(dict.fromkeys(_texts(event)))
-                count += 1
-                # A run that goes on would go on here.
-                if position + 1 >= run.next_position and not run.is_over:
-                    break
-    events.close()
+    with target.file("events.jsonl") as events:
+        if run.next_position > 0:
+            async with aclosing(client.watch(run_id)) as watched:
+                async for position, event in watched:
+                    events.write((json_line(event) + "\n").encode("ascii"))
+                    hashes.update(dict.fromkeys(_texts(event)))
+                    count += 1
+                    # A run that goes on would go on here.
+                    if position + 1 >= run.next_position and not run.is_over:
+                        break
     for sha256 in hashes:
-        long_text = target.file(f"texts/{sha256}")
-        async with aclosing(client.read_text(run_id, sha256)) as parts:
-            async for part in parts:
-                long_text.write(part)
-        long_text.close()
-    answer: bytearray | None = None
-    if run.answer is not None:
-        answer = bytearray()
-        async with aclosing(client.read_text(run_id)) as parts:
-            async for part in parts:
-                answer += part
-        whole = target.file("answer.txt")
-        whole.write(answer)
-        whole.close()
+        with target.file(f"texts/{sha256}") as long_text:
+            async with aclosing(client.read_text(run_id, sha256)) as parts:
+                async for part in parts:
+                    long_text.write(part)
+    answer = await _answer(client, run, target)
     # Last: where it is, the rest is whole.
-    about = target.file("run.json")
-    text = answer.decode("utf-8", "replace") if answer is not None else None
-    about.write((json_line(run_object(run) | {"answer": text}) + "\n").encode("ascii"))
-    about.close()
+    with target.file("run.json") as about:
+        about.write((json_line(run_object(run) | {"answer": answer}) + "\n").encode("ascii"))
     return _Counts(count, len(hashes))
+
+
+async def _answer(client: Client, run: Run, target: _Target) -> str | None:
+    if run.answer is None:
+        return None
+    data = bytearray()
+    async with aclosing(client.read_text(run.run_id)) as parts:
+        async for part in parts:
+            data += part
+    with target.file("answer.txt") as whole:
+        whole.write(data)
+    return data.decode("utf-8", "replace")
 
 
 def _texts(event: Mapping[str, object]) -> Iterator[str]:
@@ -141,7 +131,7 @@ class _Directory:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def file(self, name: str) -> _Sink:
+    def file(self, name: str) -> AbstractContextManager[IO[bytes]]:
         path = self._path / name
         path.parent.mkdir(mode=0o700, exist_ok=True)
         return _new_file(path)
@@ -151,25 +141,13 @@ class _Archive:
     def __init__(self, archive: tarfile.TarFile) -> None:
         self._archive = archive
 
-    def file(self, name: str) -> _Sink:
-        return _Member(self._archive, name)
-
-
-class _Member:
-    """A file without a name, until its length is known."""
-
-    def __init__(self, archive: tarfile.TarFile, name: str) -> None:
-        self._archive = archive
-        self._name = name
-        self._file = tempfile.TemporaryFile(prefix="rlm-export-")  # noqa: SIM115 - closed below, or with this
-
-    def write(self, data: bytes | bytearray, /) -> object:
-        return self._file.write(data)
-
-    def close(self) -> None:
-        entry = tarfile.TarInfo(self._name)
-        entry.size = self._file.tell()
-        entry.mode = 0o600
-        self._file.seek(0)
-        with self._file:
-            self._archive.addfile(entry, self._file)
+    @contextmanager
+    def file(self, name: str) -> Iterator[IO[bytes]]:
+        # A file without a name, until its length is known.
+        with tempfile.TemporaryFile(prefix="rlm-export-") as file:
+            yield file
+            entry = tarfile.TarInfo(name)
+            entry.size = file.tell()
+            entry.mode = 0o600
+            file.seek(0)
+            self._archive.addfile(entry, file)

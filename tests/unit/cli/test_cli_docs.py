@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from rlm_proto.v1 import run_pb2 as pb
 
 from orchestrator.app import RunReport
 from orchestrator.budget import Amounts
 from orchestrator.cells import CellOutcome
+from orchestrator.cli.remote import shapes
 from orchestrator.cli.report import as_json
+from orchestrator.client import Uploaded, messages, values
 from orchestrator.ids import RunId
 from orchestrator.limits import RunLimits
 from orchestrator.pricing import Usage
@@ -23,6 +26,7 @@ from tests.unit.cli.story import ROOT
 _DOCS = Path(__file__).parents[3] / "docs"
 _EVENTS = (_DOCS / "events.md").read_text()
 _COMMAND_LINE = (_DOCS / "command-line.md").read_text()
+_CLIENT = (_DOCS / "client.md").read_text()
 
 _TYPES: Mapping[object, str] = {
     str: "string",
@@ -102,3 +106,14 @@ def test_every_key_of_the_json_object_is_documented() -> None:
     assert isinstance(shown["limits"], dict)
     documented = set(re.findall(r"`(?:usage\.)?(\w+)`", _COMMAND_LINE))
     assert {*shown, *shown["usage"], *shown["limits"], *(outcome.value for outcome in Outcome)} <= documented
+
+
+def test_every_key_of_what_a_server_keeps_is_documented() -> None:
+    run = shapes.run_object(messages.run_from_wire(pb.Run(options=pb.RunOptions(model="m"))))
+    keys = {
+        *run,
+        *shapes.context_object(messages.context_from_wire(pb.Context())),
+        *shapes.uploaded_object(Uploaded(context_id="", name="", length_bytes=0, sha256="", existed=False)),
+        *shapes.usage_object(values.Usage()),
+    }
+    assert keys <= set(re.findall(r"`(\w+)`", _CLIENT))
