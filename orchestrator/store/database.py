@@ -47,9 +47,12 @@ _URL_HELP = "a store's URL is sqlite:///FILE or postgresql://USER@HOST/DATABASE"
 class Database:
     """An open database. `open_database` makes it."""
 
-    def __init__(self, backend: Backend, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, backend: Backend, *, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S
+    ) -> None:
         self._backend = backend
         self._patience_s = patience_s
+        self._answer_s = answer_s
         self._left_behind: set[asyncio.Future[Any]] = set()
 
     @property
@@ -114,11 +117,12 @@ class Database:
         for task in self._left_behind:
             task.cancel()
         if self._left_behind:
-            await asyncio.wait(self._left_behind, timeout=ANSWER_S)
-        async with asyncio.timeout(ANSWER_S):
+            await asyncio.wait(self._left_behind, timeout=self._answer_s)
+        async with asyncio.timeout(self._answer_s):
             await self._backend.close()
 
-    async def _finish(self, work: Coroutine[Any, Any, T], *, answer_s: float = ANSWER_S) -> T:
+    async def _finish(self, work: Coroutine[Any, Any, T], *, answer_s: float | None = None) -> T:
+        answer_s = self._answer_s if answer_s is None else answer_s
         return await run_shielded(self._bounded(work, self._patience_s + answer_s))
 
     async def _bounded(self, work: Coroutine[Any, Any, T], deadline_s: float) -> T:

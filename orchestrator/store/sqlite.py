@@ -21,8 +21,7 @@ BUSY_S = 5.0
 """For a lock that another process holds: its longest transaction is the deletion of a run tree."""
 READERS = 4
 _CONNECTION_S = 30.0
-"""How long a read waits for its turn: a thousand streams that open at once take four seconds of it."""
-"""For one of our own connections to be free."""
+"""For one of our own connections to be free: a thousand streams that open at once take four seconds of it."""
 
 _EVERY_CONNECTION = (
     # A committed transaction survives a loss of power, not only of the process.
