@@ -25,7 +25,7 @@ from orchestrator.pricing import ModelCard, Usage
 from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
 from orchestrator.runs.recorder import Observer
-from orchestrator.runs.replay import TreePast
+from orchestrator.runs.past import TreePast
 from orchestrator.runs.resuming import (
     end_left_behind,
     end_unresumed,

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from orchestrator.errors import RunCancelledError
-from orchestrator.runs.replay import PastCall, PastCell, error_again
+from orchestrator.runs.past import PastCall, PastCell
+from orchestrator.runs.recorded_errors import error_again
 from orchestrator.trajectory import Text
 
 ORDER_WAIT_S = 2.0

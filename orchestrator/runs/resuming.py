@@ -8,8 +8,8 @@ from orchestrator.ids import RunId, TenantId
 from orchestrator.models.port import Completion
 from orchestrator.pricing import Usage
 from orchestrator.runs.memo import Memo
+from orchestrator.runs.past import RunPast, TreePast, child_ids, left_open, long_texts, read_run
 from orchestrator.runs.recorder import Observer, Recorder
-from orchestrator.runs.replay import RunPast, TreePast, child_ids, left_open, long_texts, read_run
 from orchestrator.runs.tree import Earlier, whole_text
 from orchestrator.store.port import LedgerEntry, RunStore
 from orchestrator.trajectory import Blob, CallSettled, Event, Payload, RunEnded, Text, TurnStarted

@@ -15,10 +15,9 @@ from dataclasses import asdict
 from functools import partial
 
 from orchestrator import prompts, turn
-from orchestrator.budget import Amounts
 from orchestrator.cells import CellClock, CellOutcome, CellResult
 from orchestrator.contexts.manifest import Shape
-from orchestrator.conversation import Dialect, utf8_bytes
+from orchestrator.conversation import Dialect
 from orchestrator.errors import (
     BudgetExceededError,
     DeadlineExceededError,
@@ -29,22 +28,17 @@ from orchestrator.errors import (
 )
 from orchestrator.estimate import input_bound_tokens, request_bytes
 from orchestrator.limits import (
-    LAST_ANSWER_MAX_TOKENS,
-    LEAST_LAST_ANSWER_MAX_TOKENS,
-    LEAST_TURN_MAX_TOKENS,
     MAX_CALLS_IN_GUEST,
-    OUTPUT_HEAD_BYTES,
-    OUTPUT_TAIL_BYTES,
-    TURN_MAX_TOKENS,
 )
 from orchestrator.reply import what_counts
 from orchestrator.rpc.guest_server import AddServices
-from orchestrator.runs import replay
-from orchestrator.runs.model_calls import Wish, call_amounts, output_cost_microusd
-from orchestrator.runs.replay import PastCell, RunPast
+from orchestrator.runs import divergence, replay
+from orchestrator.runs.model_calls import Wish
+from orchestrator.runs.past import PastCell, RunPast
 from orchestrator.runs.replayed_cell import ReplayedCell, WholeText
 from orchestrator.runs.sub_calls import SubCalls
 from orchestrator.runs.tree import Earlier, RunResult, RunSpec, RunTree, whole_text
+from orchestrator.runs.turn_budget import kept_for_last_answer, turn_output
 from orchestrator.sandbox.lease import LeasedSandbox
 from orchestrator.shielding import run_shielded
 from orchestrator.trajectory import (
@@ -64,8 +58,6 @@ from orchestrator.turn import Outcome
 
 _log = logging.getLogger(__name__)
 
-_TURNS_PER_BUDGET = 16
-"""No turn may write more than this part of the budget, so that a small one lasts for a few."""
 DETACHED_GRACE_S = 5.0
 """How long the end of a run waits for sub-calls that its last cell left at a provider."""
 
@@ -208,7 +200,8 @@ class _Run:
         bound = input_bound_tokens(system, ask.conversation, python_tool=python_tool)
         sent_bytes = request_bytes(system, ask.conversation)
         self._recorder.post(TurnStarted(turn=ask.turn, request_bytes=sent_bytes))
-        output_tokens, least_output_tokens = self._turn_output(ask)
+        card, limits = self._spec.model.card, self._tree.limits
+        output_tokens, least_output_tokens = turn_output(card, limits, is_last_answer=ask.last_answer)
         wish = Wish(
             call=self._call_name(ask.turn),
             model=self._spec.model,
@@ -218,7 +211,9 @@ class _Run:
             stop_sequences=() if python_tool else (prompts.INVENTED_OUTPUT,),
             output_tokens=output_tokens,
             least_output_tokens=least_output_tokens,
-            keep=None if ask.last_answer or self._spec.depth else self._keep(bound, output_tokens),
+            keep=None
+            if ask.last_answer or self._spec.depth
+            else kept_for_last_answer(card, limits, bound, output_tokens),
             last_answer=ask.last_answer and not self._spec.depth,
         )
         try:
@@ -246,32 +241,6 @@ class _Run:
         """Unique in the run: a turn is asked for again when its first request came to nothing."""
         times = self._asked[number]
         return f"turn-{number}" if times == 1 else f"turn-{number}.{times}"
-
-    def _turn_output(self, ask: turn.AskModel) -> tuple[int, int]:
-        """What the model may write, most and least. A small budget is not to be spent in one turn."""
-        if ask.last_answer:
-            return LAST_ANSWER_MAX_TOKENS, LEAST_LAST_ANSWER_MAX_TOKENS
-        limits = self._tree.limits
-        price = self._spec.model.card.dearest_output(0)
-        affordable = (
-            limits.max_cost_microusd * 1_000_000 // (_TURNS_PER_BUDGET * price) if price else TURN_MAX_TOKENS
-        )
-        most = min(TURN_MAX_TOKENS, limits.max_tokens // _TURNS_PER_BUDGET, affordable)
-        return max(most, LEAST_TURN_MAX_TOKENS), LEAST_TURN_MAX_TOKENS
-
-    def _keep(self, bound_tokens: int, output_tokens: int) -> Amounts:
-        """What the last answer needs after this turn, whose reply and report it will have to read."""
-        report_tokens = min(
-            OUTPUT_HEAD_BYTES + OUTPUT_TAIL_BYTES, self._tree.limits.max_tokens // _TURNS_PER_BUDGET
-        )
-        answer_tokens = min(LAST_ANSWER_MAX_TOKENS, output_tokens)
-        input_tokens = bound_tokens + output_tokens + report_tokens + utf8_bytes(prompts.NEWEST_REMOVED)
-        card = self._spec.model.card
-        return call_amounts(card, input_tokens).plus(
-            Amounts(
-                tokens=answer_tokens, cost_microusd=output_cost_microusd(card, input_tokens, answer_tokens)
-            )
-        )
 
     # --- The sandbox ----------------------------------------------------------------------------------
 
@@ -396,17 +365,17 @@ class _Run:
         diverged: list[ReplayDiverged] = []
         interrupted = max(run.interrupted for run in runs)
         if interrupted:
-            diverged.append(replay.cannot_run_again(interrupted))
+            diverged.append(divergence.cannot_run_again(interrupted))
             await self._recorder.record(*diverged)
-            return replay.note_of(diverged)
+            return divergence.note_of(diverged)
         for cell, of_run in [(cell, run.run_id) for run in runs for cell in run.to_run_again]:
             difference = await self._run_again(cell, whole[of_run])
             if difference is not None:
                 diverged.append(difference)
                 await self._recorder.record(difference)
-                if difference.namespace == replay.Namespace.LOST:
+                if difference.namespace == divergence.Namespace.LOST:
                     break
-        return replay.note_of(diverged)
+        return divergence.note_of(diverged)
 
     async def _run_again(self, cell: PastCell, whole: WholeText) -> ReplayDiverged | None:
         assert self._sandbox is not None, "it was leased to restore the namespace"  # noqa: S101 - likewise

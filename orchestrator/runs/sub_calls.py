@@ -9,20 +9,18 @@ entry in the record, without the whole prompt, and after many not even that.
 """
 
 import asyncio
-import codecs
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from orchestrator.abuse import Offence
 from orchestrator.budget import UNLIMITED, Account, Amounts, Ask
 from orchestrator.cells import CellClock
-from orchestrator.conversation import StopReason, Told, utf8_bytes
+from orchestrator.conversation import StopReason, Told
 from orchestrator.errors import (
     Billing,
     BudgetExceededError,
@@ -46,20 +44,19 @@ from orchestrator.limits import (
 )
 from orchestrator.models.port import Completion
 from orchestrator.rpc.gate import Gate
+from orchestrator.runs.asked_text import AskedText, read_text, request_head
 from orchestrator.runs.child_context import ChildContexts, ContextChoice, InlineText, OwnFiles, OwnPaths
 from orchestrator.runs.model_calls import Wish
+from orchestrator.runs.past import PastCall
 from orchestrator.runs.recorder import Recorder
-from orchestrator.runs.replay import PastCall
 from orchestrator.runs.replayed_cell import ReplayedCell
 from orchestrator.runs.tree import RunResult, RunSpec, RunTree
 from orchestrator.shielding import run_shielded
-from orchestrator.trajectory import INLINE_BYTES, Blob, SubCallEnded, SubCallStarted, Text, blob_of
+from orchestrator.trajectory import Blob, SubCallEnded, SubCallStarted
 from orchestrator.turn import Outcome
 
 _T = TypeVar("_T")
 
-_READ_AT_ONCE_BYTES = 256 * 1024
-"""Decoding holds the interpreter's lock: with junk, the slowest case, this much holds it for 4 ms."""
 _FILE_RUN_BYTES = 16
 """Two numbers."""
 
@@ -73,17 +70,6 @@ class SubAnswer:
     text: str
     truncated: bool = False
     memoised: bool = False
-
-
-class _Asked(NamedTuple):
-    """What a call asks for, read."""
-
-    text: str
-    short: Text
-    """As it goes into the record."""
-    whole: bytes | None
-    """What the record keeps beside that once the call may have cost something."""
-    request_hash: str
 
 
 _TELLABLE = {
@@ -144,7 +130,7 @@ class _Request:
 
     what: str
     model: str
-    asked: _Asked
+    asked: AskedText
     work: Callable[[_Call], Awaitable[SubAnswer]]
     refusal: Callable[[], BudgetExceededError | None]
     """Whether its run could ever pay for it, before anything is begun."""
@@ -231,8 +217,8 @@ class SubCalls:
         model = self._tree.model(model_name)
         if max_tokens is not None and not 1 <= max_tokens <= model.card.max_output_tokens:
             raise InvalidRequestError(f"max_tokens must be from 1 to {model.card.max_output_tokens:,}")
-        head = _head("complete", model.card.name, max_tokens)
-        asked = await self._read(len(prompt), partial(_read, prompt, head))
+        head = request_head("complete", model.card.name, max_tokens)
+        asked = await self._read(len(prompt), partial(read_text, prompt, head))
         cached_chars = len(prompt[:shared_prefix_bytes].decode("utf-8", "ignore"))
         wish = partial(
             Wish,
@@ -270,8 +256,8 @@ class SubCalls:
             raise InvalidRequestError("max_tokens must be at least 1")
         model = self._tree.model("")
         fingerprint = await self._read(_read_bytes(context), partial(self.contexts.fingerprint, context))
-        head = _head("child_run", fingerprint, max_tokens)
-        asked = await self._read(len(question), partial(_read, question, head))
+        head = request_head("child_run", fingerprint, max_tokens)
+        asked = await self._read(len(question), partial(read_text, question, head))
 
         async def work(call: _Call) -> SubAnswer:
             run_id = child_run_id(
@@ -510,11 +496,6 @@ def _child_answer(result: RunResult) -> SubAnswer:
     )
 
 
-def _head(what: str, first: str, max_tokens: int | None) -> bytes:
-    """What a request's hash begins with; its fixed width ends it before the only free part."""
-    return hashlib.sha256(f"{what}\0{max_tokens}\0{first}".encode("utf-8", "replace")).digest()
-
-
 def _read_bytes(context: ContextChoice) -> int:
     """How much there is to read in a choice."""
     match context:
@@ -526,34 +507,3 @@ def _read_bytes(context: ContextChoice) -> int:
             return _FILE_RUN_BYTES * len(context.runs)
         case _:
             return 0
-
-
-def _read(data: bytes, head: bytes) -> _Asked:
-    """Read a text in small steps, between which other threads run.
-
-    Raises:
-        InvalidRequestError: With everything replaced that is no UTF-8 it is longer than a prompt may be.
-    """
-    try:
-        text = _decode(data, "strict")
-    except UnicodeDecodeError:
-        text = _decode(data, "replace")
-        data = text.encode()
-    digest = hashlib.sha256(data)
-    short = text if len(data) <= INLINE_BYTES else blob_of(data, digest.hexdigest())
-    whole = data if isinstance(short, Blob) else None
-    return _Asked(text, short, whole, hashlib.sha256(head + digest.digest()).hexdigest())
-
-
-def _decode(data: bytes, errors: str) -> str:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    parts, length_bytes = [], 0
-    for start in range(0, len(data), _READ_AT_ONCE_BYTES):
-        chunk = data[start : start + _READ_AT_ONCE_BYTES]
-        parts.append(decoder.decode(chunk, start + len(chunk) == len(data)))
-        length_bytes += len(chunk) if errors == "strict" else utf8_bytes(parts[-1])
-        if length_bytes > MAX_PROMPT_BYTES:
-            raise InvalidRequestError(
-                f"the prompt has more than {MAX_PROMPT_BYTES:,} bytes as UTF-8, and no more are allowed"
-            )
-    return "".join(parts)

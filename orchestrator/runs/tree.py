@@ -13,8 +13,8 @@ from orchestrator.models.port import Model
 from orchestrator.runs.admission import TreeSlots
 from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
+from orchestrator.runs.past import RunPast, TreePast
 from orchestrator.runs.recorder import Observer, Recorder
-from orchestrator.runs.replay import RunPast, TreePast
 from orchestrator.runs.treasury import Treasury
 from orchestrator.sandbox.lease import SandboxLeases
 from orchestrator.store.port import RunStore

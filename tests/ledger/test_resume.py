@@ -32,7 +32,8 @@ from orchestrator.models.port import Model, ModelRequest
 from orchestrator.models.scripted import task_of
 from orchestrator.runs import replayed_cell
 from orchestrator.runs.admission import SandboxSlots
-from orchestrator.runs.replay import STARTS_OF_A_CELL, TreePast
+from orchestrator.runs.past import TreePast
+from orchestrator.runs.replay import STARTS_OF_A_CELL
 from orchestrator.runs.resuming import end_unresumed, take_up
 from orchestrator.runs.tree import RunResult
 from orchestrator.sandbox.instance import claim_instance

@@ -26,21 +26,10 @@ from orchestrator.ids import RunId
 from orchestrator.pricing import Usage
 from orchestrator.rpc import status
 from orchestrator.runs import replayed_cell
-from orchestrator.runs.replay import (
-    STARTS_OF_A_CELL,
-    Namespace,
-    PastCell,
-    RunPast,
-    TreePast,
-    cannot_run_again,
-    compare,
-    error_again,
-    fast_forward,
-    given_up,
-    left_open,
-    note_of,
-    read_run,
-)
+from orchestrator.runs.divergence import Namespace, cannot_run_again, note_of
+from orchestrator.runs.past import PastCell, RunPast, TreePast, left_open, read_run
+from orchestrator.runs.recorded_errors import error_again
+from orchestrator.runs.replay import STARTS_OF_A_CELL, compare, fast_forward, given_up
 from orchestrator.runs.replayed_cell import ReplayedCell
 from orchestrator.trajectory import (
     LOST,

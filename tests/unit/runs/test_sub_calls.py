@@ -26,7 +26,7 @@ from orchestrator.errors import (
 from orchestrator.limits import MAX_INLINE_CONTEXT_BYTES, MAX_PROMPT_BYTES, RunLimits
 from orchestrator.models import retry
 from orchestrator.models.port import ModelRequest
-from orchestrator.runs import child_context
+from orchestrator.runs import asked_text, child_context
 from orchestrator.runs import sub_calls as sub_calls_module
 from orchestrator.runs.child_context import ContextChoice, InlineText, OwnFiles, OwnPaths, OwnRange, Uploaded
 from orchestrator.runs.sub_calls import SubAnswer, SubCalls
@@ -771,7 +771,7 @@ async def test_a_long_prompt_is_read_as_a_short_one_is_wherever_it_is_cut(
     make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = "a€\U0001f600".encode() * 20_000 + b"\xe2\x82"
-    monkeypatch.setattr(sub_calls_module, "_READ_AT_ONCE_BYTES", 1_001)
+    monkeypatch.setattr(asked_text, "_READ_AT_ONCE_BYTES", 1_001)
     model = answering()
     run = Run(make_tree(model))
     with run.cell():
