@@ -8,9 +8,10 @@ from pathlib import Path
 
 from demo.verify import right_answer
 from orchestrator import app
-from orchestrator.app import RunOptions, RunReport
+from orchestrator.app import RunOptions
 from orchestrator.config import Settings
 from orchestrator.models.catalogue import SCRIPTED_PREFIX
+from orchestrator.run_report import RunReport
 from orchestrator.runs.recorder import Observer
 
 QUESTION = """\

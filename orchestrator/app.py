@@ -22,10 +22,11 @@ from orchestrator.models.choice import HandPrice, Wanted
 from orchestrator.models.port import Model
 from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.pricing import ModelCard, Usage
+from orchestrator.run_report import RunReport, WholeContext
 from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
-from orchestrator.runs.recorder import Observer
 from orchestrator.runs.past import TreePast
+from orchestrator.runs.recorder import Observer
 from orchestrator.runs.resuming import (
     end_left_behind,
     end_unresumed,
@@ -82,38 +83,6 @@ class Tenant:
     tenant_id: TenantId
     account: TenantAccount
     """Shared by all of the tenant's run trees."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WholeContext:
-    """An estimate: the context's bytes times the tokens per byte that this run's own calls were billed."""
-
-    tokens: int
-    cost_microusd: int
-    """Of the input alone, at the root model's price."""
-    fits_window: bool
-    """Whether the root model could have read it at all."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunReport:
-    """What became of a run."""
-
-    run_id: RunId
-    outcome: Outcome
-    answer: str | None
-    error: str
-    """Why there is no answer; empty otherwise."""
-    found_so_far: str
-    """Without an answer: the last output or text, so that paid work is not lost. Hostile text."""
-    tally: Tally
-    limits: RunLimits
-    duration_s: float
-    context_bytes: int
-    whole_context: WholeContext | None = None
-    """What sending all of it once to the root model would have cost; None when nothing was measured."""
-    notes: Sequence[str]
-    """About the context: replaced bytes, skipped links."""
 
 
 async def run(

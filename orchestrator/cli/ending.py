@@ -3,12 +3,12 @@
 import traceback
 from dataclasses import dataclass
 
-from orchestrator.app import RunReport
 from orchestrator.cli import exits, report
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.json_line import json_line
 from orchestrator.cli.tree import RunTree
 from orchestrator.errors import CallerError, InvariantError, MachineError, OrchestratorError
+from orchestrator.run_report import RunReport
 
 
 @dataclass(frozen=True, slots=True)

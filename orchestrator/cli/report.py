@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from orchestrator.app import RunReport, WholeContext
 from orchestrator.cli import words
 from orchestrator.limits import RunLimits
+from orchestrator.run_report import RunReport, WholeContext
 from orchestrator.trajectory import Line
 
 _FOUND_CHARS = 4_000

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from orchestrator import app
-from orchestrator.app import RunOptions, RunReport
+from orchestrator.app import RunOptions
 from orchestrator.cli import ending, exits, signals
 from orchestrator.cli.ending import End
 from orchestrator.cli.events_file import EventsFile
@@ -21,6 +21,7 @@ from orchestrator.errors import ModelError, OrchestratorError
 from orchestrator.errors import SandboxError as SandboxFailure
 from orchestrator.ids import RunId
 from orchestrator.models.provider.launch import ProviderProcess
+from orchestrator.run_report import RunReport
 from orchestrator.runs.recorder import Observer
 from orchestrator.turn import Outcome
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import access, app
-from orchestrator.app import RunOptions, RunReport
+from orchestrator.app import RunOptions
 from orchestrator.config import Settings
 from orchestrator.conversation import Entry, Reply, Told, ToolReport
 from orchestrator.ids import RunId
@@ -15,6 +15,7 @@ from orchestrator.limits import RunLimits
 from orchestrator.models.catalogue import SCRIPTED_PREFIX
 from orchestrator.models.port import Completion, ModelRequest
 from orchestrator.models.scripted import ScriptedClient, Step
+from orchestrator.run_report import RunReport
 from orchestrator.trajectory import CellEnded, Event, Payload, RunStarted
 
 LAST_WORDS = "the script is over"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import app
+from orchestrator import app, run_report
 from orchestrator.config import Settings
 from orchestrator.limits import RunLimits
 from orchestrator.trajectory import CellEnded, Event, SubCallEnded, Tally
@@ -62,7 +62,7 @@ async def answer(
     limits: RunLimits | None = None,
     *,
     allow_models: Sequence[str] = (),
-) -> app.RunReport:
+) -> run_report.RunReport:
     with provider_at(server.url, KEY) as provider:
         return await app.run(
             app.RunOptions(

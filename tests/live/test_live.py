@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import app
+from orchestrator import app, run_report
 from orchestrator.config import Settings
 from orchestrator.conversation import Dialect
 from orchestrator.limits import RunLimits
@@ -37,7 +37,7 @@ def log(tmp_path: Path) -> Path:
 
 async def answered(
     settings: Settings, context: Path, question: str, dialect: Dialect = Dialect.TOOLS
-) -> tuple[app.RunReport, list[Event]]:
+) -> tuple[run_report.RunReport, list[Event]]:
     events: list[Event] = []
     options = app.RunOptions(
         question=question, context_paths=[context], model=MODEL, dialect=dialect, limits=LIMITS

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import app
+from orchestrator import app, run_report
 from orchestrator.config import Settings
 from orchestrator.conversation import Dialect
 from orchestrator.limits import RunLimits
@@ -48,7 +48,7 @@ class Asked:
 
     async def run(
         self, context: str, *cells: str, root: str = "", limits: RunLimits | None = None, question: str = "?"
-    ) -> app.RunReport:
+    ) -> run_report.RunReport:
         script, path = self._directory / "script.py", self._directory / "context.txt"
         script.write_text(
             f"def run(question, depth):\n    for cell in {list(cells)!r}:\n        yield cell\n"

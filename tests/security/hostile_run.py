@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator import app
-from orchestrator.app import RunOptions, RunReport
+from orchestrator.app import RunOptions
 from orchestrator.cli import provider
 from orchestrator.cli.main import main
 from orchestrator.config import Settings
 from orchestrator.errors import ContextInputError
+from orchestrator.run_report import RunReport
 from orchestrator.runs.recorder import Observer
 from orchestrator.trajectory import Tally
 from orchestrator.turn import Outcome

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from orchestrator import app
 from orchestrator.access import open_models
-from orchestrator.app import RunOptions, RunReport
+from orchestrator.app import RunOptions
 from orchestrator.cli.start import main
 from orchestrator.config import Settings
 from orchestrator.conversation import Told
@@ -17,6 +17,7 @@ from orchestrator.errors import ModelError
 from orchestrator.models.choice import Wanted
 from orchestrator.models.port import ModelRequest
 from orchestrator.models.provider.launch import ProviderProcess
+from orchestrator.run_report import RunReport
 from orchestrator.runs.recorder import Observer
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from orchestrator.app import RunReport
 from orchestrator.cli import ending, exits, report, signals, words
 from orchestrator.cli.ending import End
 from orchestrator.cli.events_file import EventsFile
@@ -28,6 +27,7 @@ from orchestrator.client import Client, Run, RunOptions
 from orchestrator.errors import CallerError, OrchestratorError
 from orchestrator.ids import RunId
 from orchestrator.limits import RunLimits
+from orchestrator.run_report import RunReport
 from orchestrator.trajectory import Event, RunStarted
 from orchestrator.turn import Outcome
 

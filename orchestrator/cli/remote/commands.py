@@ -78,7 +78,7 @@ def runs_watch(
     """
     with held_signals.held():
         from orchestrator.cli.live import stderr_can_be_redrawn  # noqa: PLC0415 - rich
-        from orchestrator.cli.remote import asking as command  # noqa: PLC0415 - docker, grpc and rich
+        from orchestrator.cli.remote import asking as command  # noqa: PLC0415 - grpc and rich
 
         code = command.watch(
             connection,

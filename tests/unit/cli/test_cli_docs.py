@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from rlm_proto.v1 import run_pb2 as pb
 
-from orchestrator.app import RunReport
 from orchestrator.budget import Amounts
 from orchestrator.cells import CellOutcome
 from orchestrator.cli.remote import shapes
@@ -18,6 +17,7 @@ from orchestrator.client import Uploaded, messages, values
 from orchestrator.ids import RunId
 from orchestrator.limits import RunLimits
 from orchestrator.pricing import Usage
+from orchestrator.run_report import RunReport
 from orchestrator.trajectory import INLINE_BYTES, VERSION, Blob, Event, Payload, RunEnded, Tally, Text
 from orchestrator.turn import Outcome
 from tests.unit.cli import hostile

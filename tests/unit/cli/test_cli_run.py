@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from orchestrator import app
-from orchestrator.app import RunOptions, RunReport, WholeContext
+from orchestrator.app import RunOptions
 from orchestrator.cli import provider
 from orchestrator.cli.main import app as rlm
 from orchestrator.config import Settings
@@ -30,6 +30,7 @@ from orchestrator.errors import (
     SandboxStartError,
 )
 from orchestrator.limits import RunLimits
+from orchestrator.run_report import RunReport, WholeContext
 from orchestrator.runs.recorder import Observer
 from orchestrator.trajectory import Event, Tally
 from orchestrator.turn import Outcome

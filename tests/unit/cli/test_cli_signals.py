@@ -197,6 +197,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert "Usage: rlm" in done.stdout
 
 
+def test_a_command_for_a_server_loads_no_engine_no_provider_and_no_database() -> None:
+    program = (
+        "import sys\n"
+        "import orchestrator.cli.main\n"
+        "from orchestrator.cli.remote import asking, contexts, export, runs, usage\n"
+        "heavy = {'docker', 'anthropic', 'aiohttp', 'sqlalchemy', 'uvicorn', 'starlette'} & set(sys.modules)\n"
+        "sys.exit(f'{sorted(heavy)}' if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=_environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("command", [("version",), ("--help",), ("run", "--help"), ("image", "--help")])
 def test_the_module_is_the_command(command: tuple[str, ...]) -> None:
     done = subprocess.run(

@@ -7,10 +7,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from orchestrator import app
-from orchestrator.app import RunOptions, RunReport
+from orchestrator.app import RunOptions
 from orchestrator.cli.main import main
 from orchestrator.config import Settings
 from orchestrator.models.provider.launch import ProviderProcess
+from orchestrator.run_report import RunReport
 from orchestrator.runs.recorder import Observer
 from tests.unit.cli.story import Story
 
