@@ -1,21 +1,35 @@
 """What differs between databases, behind one port."""
 
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import asyncpg
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, CursorResult, Executable, Table
 from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 
-Work: TypeAlias = Callable[[AsyncConnection], Awaitable[T]]
-"""Statements of one transaction. It touches nothing but the connection: it is called again when a transaction
-has to be tried again."""
+
+class Transaction(Protocol):
+    """A connection in the middle of a transaction. SQLAlchemy's `AsyncConnection` is one."""
+
+    async def execute(
+        self, statement: Executable, parameters: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None
+    ) -> CursorResult[Any]:
+        """One statement, or one for each of several parameters. Its rows are there until the next one."""
+        ...
+
+    async def run_sync(self, work: Callable[[Connection], T]) -> T:
+        """For what knows SQLAlchemy's connections that are not asynchronous."""
+        ...
+
+
+Work: TypeAlias = Callable[[Transaction], Coroutine[Any, Any, T]]
+"""Statements of one transaction. It touches and awaits nothing but the connection: it may be run in a thread,
+and is called again when a transaction has to be tried again."""
 
 DATABASE_ERRORS = (
     SQLAlchemyError,
@@ -74,7 +88,7 @@ class Backend(Protocol):
         """An INSERT of this database, which can leave a row that is there as it is."""
         ...
 
-    async def lock(self, connection: AsyncConnection, table: Table) -> None:
+    async def lock(self, connection: Transaction, table: Table) -> None:
         """Keep others that lock this table waiting, until the transaction ends."""
         ...
 

@@ -22,11 +22,10 @@ from sqlalchemy import Table, make_url, text
 from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.errors import StoreError
 from orchestrator.shielding import run_shielded
-from orchestrator.store.backend import DATABASE_ERRORS, Backend, UnsureError, Work
+from orchestrator.store.backend import DATABASE_ERRORS, Backend, Transaction, UnsureError, Work
 from orchestrator.store.failures import Retry, failure_of
 from orchestrator.store.migrate import upgrade
 from orchestrator.store.postgresql import MIGRATION_S, Postgresql
@@ -64,7 +63,7 @@ class Database:
         """An INSERT that can leave a row that is there as it is."""
         return self._backend.insert(table)
 
-    async def lock(self, connection: AsyncConnection, table: Table) -> None:
+    async def lock(self, connection: Transaction, table: Table) -> None:
         """Nobody else that locks this table goes on, until the transaction ends."""
         await self._backend.lock(connection, table)
 
@@ -99,7 +98,7 @@ class Database:
             StoreError: It does not.
         """
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Transaction) -> None:
             await connection.execute(text("SELECT 1"))
 
         await self._finish(self._persist(lambda: self._backend.read(work), patience_s=0.0))

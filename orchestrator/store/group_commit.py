@@ -13,9 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from orchestrator.store.backend import DATABASE_ERRORS, UnsureError, Work
+from orchestrator.store.backend import DATABASE_ERRORS, Transaction, UnsureError, Work
 from orchestrator.store.failures import Retry, failure_of
 
 T = TypeVar("T")
@@ -86,7 +84,7 @@ class GroupCommit:
     async def _together(self, group: list[_Job]) -> bool:
         """Whether that settled them all."""
 
-        async def all_of_them(connection: AsyncConnection) -> list[Any]:
+        async def all_of_them(connection: Transaction) -> list[Any]:
             return [await job.work(connection) for job in group]
 
         try:

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from orchestrator.store.backend import DATABASE_ERRORS, UnsureError, Work
+from orchestrator.store.backend import DATABASE_ERRORS, Transaction, UnsureError, Work
 from orchestrator.store.failures import Retry, failure_of
 from orchestrator.store.group_commit import GroupCommit
 
@@ -83,7 +83,7 @@ class Postgresql:
         """See `Backend.insert`."""
         return insert(table)
 
-    async def lock(self, connection: AsyncConnection, table: Table) -> None:
+    async def lock(self, connection: Transaction, table: Table) -> None:
         """See `Backend.lock`."""
         await connection.execute(
             select(func.pg_advisory_xact_lock(_LOCKS, func.hashtext(cast(table.name, Text))))

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.ids import TenantId
+from orchestrator.store.backend import Transaction
 from orchestrator.store.books import AuditRow
 from orchestrator.store.database import Database
 from orchestrator.store.tables import audit
@@ -23,7 +23,7 @@ class SqlAuditBook:
         """See `AuditBook.write`."""
         insert = self._database.insert(audit).values({name: getattr(row, name) for name in _FIELDS})
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Transaction) -> None:
             # One after the other: who reads on from a number misses none that was given earlier and committed
             # later.
             await self._database.lock(connection, audit)
@@ -39,7 +39,7 @@ class SqlAuditBook:
         if tenant_id is not None:
             found = found.where(audit.c.tenant_id == tenant_id)
 
-        async def work(connection: AsyncConnection) -> Sequence[tuple[int, AuditRow]]:
+        async def work(connection: Transaction) -> Sequence[tuple[int, AuditRow]]:
             return [
                 (row.number, AuditRow(**{name: getattr(row, name) for name in _FIELDS}))
                 for row in await connection.execute(found)

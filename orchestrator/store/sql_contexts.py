@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, or_, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.errors import BudgetExceededError, ConflictError
 from orchestrator.ids import TenantId
+from orchestrator.store.backend import Transaction
 from orchestrator.store.books import ContextRow, RunState
 from orchestrator.store.database import Database
 from orchestrator.store.sql_tenants import lock_tenant
@@ -41,7 +41,7 @@ class SqlContextBook:
             )
         )
 
-        async def work(connection: AsyncConnection) -> ContextRow:
+        async def work(connection: Transaction) -> ContextRow:
             await lock_tenant(connection, row.tenant_id)
             if (there := (await connection.execute(same)).one_or_none()) is not None:
                 if there.is_inline and not row.is_inline:
@@ -70,7 +70,7 @@ class SqlContextBook:
     async def complete(self, tenant_id: TenantId, context_id: str) -> None:
         """See `ContextBook.complete`."""
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Transaction) -> None:
             await connection.execute(
                 update(contexts).where(_its(tenant_id, context_id)).values(is_complete=True)
             )
@@ -100,7 +100,7 @@ class SqlContextBook:
         """See `ContextBook.delete`."""
         about_it = and_(runs.c.tenant_id == tenant_id, runs.c.context_id == context_id)
 
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: Transaction) -> bool:
             await lock_tenant(connection, tenant_id)
             needed = await connection.execute(
                 select(runs.c.run_id).where(about_it, runs.c.state != RunState.ENDED).limit(1)
@@ -137,7 +137,7 @@ class SqlContextBook:
         return await self._rows(select(contexts).where(contexts.c.home == home))
 
     async def _rows(self, found: Select[Any]) -> Sequence[ContextRow]:
-        async def work(connection: AsyncConnection) -> Sequence[ContextRow]:
+        async def work(connection: Transaction) -> Sequence[ContextRow]:
             return [_row(row) for row in await connection.execute(found)]
 
         return await self._database.read(work)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Table, bindparam, exists, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.errors import InvariantError
 from orchestrator.ids import RunId, TenantId
 from orchestrator.shielding import run_shielded
 from orchestrator.store import tables
+from orchestrator.store.backend import Transaction
 from orchestrator.store.books import OnStored
 from orchestrator.store.database import Database
 from orchestrator.store.port import NO_BLOBS, LedgerEntry
@@ -44,7 +44,7 @@ class SqlTreeBook:
             .limit(limit)
         )
 
-        async def work(connection: AsyncConnection) -> Sequence[tuple[int, bytes]]:
+        async def work(connection: Transaction) -> Sequence[tuple[int, bytes]]:
             return [(row.position, row.event.encode("ascii")) for row in await connection.execute(found)]
 
         return await self._database.read(work)
@@ -93,7 +93,7 @@ class SqlRunStore:
             raise InvariantError("a ledger entry is another tenant's")
         batch = _Batch(self._root, self._tenant_id, run_id, expected_seq, events, blobs, ledger_entries)
 
-        async def work(connection: AsyncConnection) -> int:
+        async def work(connection: Transaction) -> int:
             return await batch.store(self._database, connection)
 
         async def store_and_tell() -> None:
@@ -126,7 +126,7 @@ class SqlRunStore:
             .order_by(tables.events.c.position)
         )
 
-        async def work(connection: AsyncConnection) -> Sequence[RunId]:
+        async def work(connection: Transaction) -> Sequence[RunId]:
             return [RunId(run_id) for run_id in (await connection.execute(found)).scalars()]
 
         return await self._database.read(work)
@@ -140,7 +140,7 @@ class SqlRunStore:
             .limit(PAGE)
         )
 
-        async def work(connection: AsyncConnection) -> Sequence[str]:
+        async def work(connection: Transaction) -> Sequence[str]:
             return (await connection.execute(found)).scalars().all()
 
         # Reading them takes some milliseconds in one piece, outside of the transaction.
@@ -178,7 +178,7 @@ class _Batch:
     blobs: Mapping[str, bytes]
     ledger_entries: Sequence[LedgerEntry]
 
-    async def store(self, database: Database, connection: AsyncConnection) -> int:
+    async def store(self, database: Database, connection: Transaction) -> int:
         """Store it; the position of its first event."""
         first = await self._take_positions(connection)
         await self._check_length(connection)
@@ -211,7 +211,7 @@ class _Batch:
             )
         return first
 
-    async def _take_positions(self, connection: AsyncConnection) -> int:
+    async def _take_positions(self, connection: Transaction) -> int:
         """The first of as many as there are events. Until the transaction ends, nobody else gets any."""
         moved = await connection.execute(
             _TAKE_POSITIONS, {"root": self.root, "tenant": self.tenant_id, "count": len(self.events)}
@@ -221,7 +221,7 @@ class _Batch:
             raise InvariantError("the run tree is not there: it was deleted, or never created")
         return last + 1 - len(self.events)
 
-    async def _check_length(self, connection: AsyncConnection) -> None:
+    async def _check_length(self, connection: Transaction) -> None:
         # Not part of the statement before: that one may have looked before it got the tree to itself.
         found = await connection.execute(_LAST_SEQ, {"root": self.root, "run": self.run_id})
         last: int | None = found.scalar_one()
@@ -243,7 +243,7 @@ class _Batch:
 
 
 async def _blob(database: Database, found: Select[tuple[bytes]]) -> bytes | None:
-    async def work(connection: AsyncConnection) -> bytes | None:
+    async def work(connection: Transaction) -> bytes | None:
         data: Any = (await connection.execute(found)).scalar_one_or_none()
         return None if data is None else bytes(data)
 

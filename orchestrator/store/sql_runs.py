@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import LargeBinary, Row, Select, delete, exists, func, select, tuple_, type_coerce, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.budget import Amounts
 from orchestrator.errors import BudgetExceededError, CallIdReusedError, InvariantError, NotFoundError
 from orchestrator.ids import RunId, TenantId
+from orchestrator.store.backend import Transaction
 from orchestrator.store.books import LISTED_TEXT_BYTES, Quota, RunFilter, RunRow, RunState
 from orchestrator.store.database import Database
 from orchestrator.store.sql_tenants import lock_tenant
@@ -45,7 +45,7 @@ class SqlRunBook:
     async def create(self, row: RunRow, *, max_queued: int, quotas: Sequence[tuple[str, Quota]]) -> RunRow:
         """See `RunBook.create`."""
 
-        async def work(connection: AsyncConnection) -> RunRow:
+        async def work(connection: Transaction) -> RunRow:
             await lock_tenant(connection, row.tenant_id)
             there = await connection.execute(
                 _whole().where(
@@ -68,7 +68,7 @@ class SqlRunBook:
         """See `RunBook.run`."""
         found = _whole().where(runs.c.run_id == run_id, runs.c.tenant_id == tenant_id)
 
-        async def work(connection: AsyncConnection) -> RunRow | None:
+        async def work(connection: Transaction) -> RunRow | None:
             row = (await connection.execute(found)).one_or_none()
             return None if row is None else _row(row)
 
@@ -112,7 +112,7 @@ class SqlRunBook:
             .group_by(runs.c.state)
         )
 
-        async def work(connection: AsyncConnection) -> Mapping[RunState, int]:
+        async def work(connection: Transaction) -> Mapping[RunState, int]:
             return {RunState(row.state): row.runs for row in await connection.execute(counts)}
 
         return await self._database.read(work)
@@ -120,7 +120,7 @@ class SqlRunBook:
     async def started(self, run_id: RunId, *, at: float, resumed: bool, max_concurrent: int) -> bool:
         """See `RunBook.started`."""
 
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: Transaction) -> bool:
             its_tenant = await connection.execute(select(runs.c.tenant_id).where(runs.c.run_id == run_id))
             tenant_id = its_tenant.scalar_one_or_none()
             if tenant_id is None:
@@ -151,7 +151,7 @@ class SqlRunBook:
     async def interrupted(self, run_id: RunId) -> None:
         """See `RunBook.interrupted`. Nothing happens to a run that has ended."""
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Transaction) -> None:
             await connection.execute(
                 update(runs)
                 .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED)
@@ -177,7 +177,7 @@ class SqlRunBook:
             InvariantError: There is no such run.
         """
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Transaction) -> None:
             changed = await connection.execute(
                 update(runs)
                 .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED)
@@ -205,7 +205,7 @@ class SqlRunBook:
         """See `RunBook.delete`."""
         its_own = (runs.c.run_id == run_id) & (runs.c.tenant_id == tenant_id)
 
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: Transaction) -> bool:
             await lock_tenant(connection, tenant_id)
             # Events and texts go with it: `ON DELETE CASCADE`.
             gone = await connection.execute(
@@ -236,19 +236,19 @@ class SqlRunBook:
             .limit(limit)
         )
 
-        async def work(connection: AsyncConnection) -> Sequence[RunId]:
+        async def work(connection: Transaction) -> Sequence[RunId]:
             return [RunId(run_id) for run_id in (await connection.execute(found)).scalars()]
 
         return await self._database.read(work)
 
     async def _rows(self, found: Select[Any]) -> Sequence[RunRow]:
-        async def work(connection: AsyncConnection) -> Sequence[RunRow]:
+        async def work(connection: Transaction) -> Sequence[RunRow]:
             return [_row(row) for row in await connection.execute(found)]
 
         return await self._database.read(work)
 
     async def _count(
-        self, connection: AsyncConnection, tenant_id: TenantId, quotas: Sequence[tuple[str, Quota]]
+        self, connection: Transaction, tenant_id: TenantId, quotas: Sequence[tuple[str, Quota]]
     ) -> None:
         """One more run in each of these windows.
 
@@ -266,7 +266,7 @@ class SqlRunBook:
             .values(runs=usage.c.runs + 1)
         )
 
-    async def _insert(self, connection: AsyncConnection, row: RunRow) -> None:
+    async def _insert(self, connection: Transaction, row: RunRow) -> None:
         await connection.execute(
             self._database.insert(runs).values(
                 {name: getattr(row, name) for name in _PLAIN}
@@ -282,7 +282,7 @@ class SqlRunBook:
         )
 
 
-async def _check_context(connection: AsyncConnection, row: RunRow) -> None:
+async def _check_context(connection: Transaction, row: RunRow) -> None:
     """Raise unless what the run is asked about is there and its tenant's."""
     if not row.context_id:
         return
@@ -295,7 +295,7 @@ async def _check_context(connection: AsyncConnection, row: RunRow) -> None:
         raise NotFoundError("there is no such context")
 
 
-async def _check_queue(connection: AsyncConnection, tenant_id: TenantId, max_queued: int) -> None:
+async def _check_queue(connection: Transaction, tenant_id: TenantId, max_queued: int) -> None:
     waiting = await connection.execute(
         select(func.count()).where(runs.c.tenant_id == tenant_id, runs.c.state == RunState.QUEUED)
     )

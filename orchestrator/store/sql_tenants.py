@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Row, delete, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.errors import InvalidRequestError, NotFoundError
 from orchestrator.ids import TenantId, new_key_id, new_tenant_id
+from orchestrator.store.backend import Transaction
 from orchestrator.store.books import KeyRow, Quota, Role, TenantRow, TenantRules
 from orchestrator.store.database import Database
 from orchestrator.store.tables import api_keys, contexts, draws, runs, tenants, usage
@@ -43,7 +43,7 @@ class SqlTenantBook:
             .on_conflict_do_nothing()
         )
 
-        async def work(connection: AsyncConnection) -> int:
+        async def work(connection: Transaction) -> int:
             return (await connection.execute(insert)).rowcount
 
         if not await self._database.write(work):
@@ -54,7 +54,7 @@ class SqlTenantBook:
         """See `TenantBook.tenants`."""
         found = select(tenants).where(tenants.c.removed_at.is_(None)).order_by(tenants.c.name)
 
-        async def work(connection: AsyncConnection) -> list[TenantRow]:
+        async def work(connection: Transaction) -> list[TenantRow]:
             return [_tenant(row) for row in await connection.execute(found)]
 
         return await self._database.read(work)
@@ -69,7 +69,7 @@ class SqlTenantBook:
             .limit(1)
         )
 
-        async def work(connection: AsyncConnection) -> TenantRow | None:
+        async def work(connection: Transaction) -> TenantRow | None:
             row = (await connection.execute(found)).one_or_none()
             return None if row is None else _tenant(row)
 
@@ -82,7 +82,7 @@ class SqlTenantBook:
             NotFoundError: There is no such tenant.
         """
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Transaction) -> None:
             await lock_tenant(connection, tenant_id)
             await connection.execute(
                 update(tenants).where(tenants.c.tenant_id == tenant_id).values(rules=_rules_as_json(rules))
@@ -97,7 +97,7 @@ class SqlTenantBook:
             NotFoundError: There is no such tenant.
         """
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Transaction) -> None:
             await lock_tenant(connection, tenant_id)
             for table in (api_keys, runs, contexts, draws, usage):
                 await connection.execute(delete(table).where(table.c.tenant_id == tenant_id))
@@ -124,7 +124,7 @@ class SqlTenantBook:
             revoked_at=None,
         )
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Transaction) -> None:
             await lock_tenant(connection, tenant_id)
             await connection.execute(
                 self._database.insert(api_keys).values(
@@ -148,7 +148,7 @@ class SqlTenantBook:
             .order_by(api_keys.c.created_at, api_keys.c.key_id)
         )
 
-        async def work(connection: AsyncConnection) -> list[KeyRow]:
+        async def work(connection: Transaction) -> list[KeyRow]:
             return [_key(row) for row in await connection.execute(found)]
 
         return await self._database.read(work)
@@ -160,7 +160,7 @@ class SqlTenantBook:
             update(api_keys).where(its_key, api_keys.c.revoked_at.is_(None)).values(revoked_at=time.time())
         )
 
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: Transaction) -> bool:
             await connection.execute(revoke)
             found = await connection.execute(select(api_keys.c.key_id).where(its_key))
             return found.one_or_none() is not None
@@ -176,7 +176,7 @@ class SqlTenantBook:
             .where(api_keys.c.revoked_at.is_(None), tenants.c.removed_at.is_(None))
         )
 
-        async def work(connection: AsyncConnection) -> tuple[TenantRow, KeyRow] | None:
+        async def work(connection: Transaction) -> tuple[TenantRow, KeyRow] | None:
             key_row = (await connection.execute(whose)).one_or_none()
             if key_row is None:
                 return None
@@ -188,7 +188,7 @@ class SqlTenantBook:
         return await self._database.read(work)
 
 
-async def lock_tenant(connection: AsyncConnection, tenant_id: TenantId) -> None:
+async def lock_tenant(connection: Transaction, tenant_id: TenantId) -> None:
     """Nobody else changes what counts against this tenant's limits, until the transaction ends.
 
     Raises:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Table, delete, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.budget import UNLIMITED, ZERO, Amounts
 from orchestrator.errors import InvariantError
 from orchestrator.ids import RunId, TenantId
+from orchestrator.store.backend import Transaction
 from orchestrator.store.books import Quota, Used
 from orchestrator.store.database import Database
 from orchestrator.store.tables import amounts_as, amounts_of, draws, ledger, usage
@@ -23,7 +23,7 @@ class SqlUsageBook:
         """See `UsageBook.used`."""
         found = select(usage).where(usage.c.tenant_id == tenant_id, usage.c.time_window == window)
 
-        async def work(connection: AsyncConnection) -> Used:
+        async def work(connection: Transaction) -> Used:
             row = (await connection.execute(found)).one_or_none()
             return Used() if row is None else Used(amounts=amounts_of(row), runs=row.runs)
 
@@ -34,7 +34,7 @@ class SqlUsageBook:
     ) -> Amounts:
         """See `UsageBook.grant`."""
 
-        async def work(connection: AsyncConnection) -> Amounts:
+        async def work(connection: Transaction) -> Amounts:
             used = await lock_windows(self._database, connection, tenant_id, windows)
             granted = wanted
             for window, quota in windows.items():
@@ -50,7 +50,7 @@ class SqlUsageBook:
     ) -> None:
         """See `UsageBook.charge`."""
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Transaction) -> None:
             await lock_windows(self._database, connection, tenant_id, windows)
             await self._draw(connection, tenant_id, list(windows), overdraft, tree)
 
@@ -59,7 +59,7 @@ class SqlUsageBook:
     async def give_back(self, tenant_id: TenantId, unused: Amounts, *, tree: RunId) -> None:
         """See `UsageBook.give_back`."""
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Transaction) -> None:
             if await self._return(connection, tenant_id, unused, tree) != ZERO:
                 raise InvariantError("more was given back than was drawn")
 
@@ -68,7 +68,7 @@ class SqlUsageBook:
     async def reclaim(self, tenant_id: TenantId, *, tree: RunId) -> Amounts:
         """See `UsageBook.reclaim`."""
 
-        async def work(connection: AsyncConnection) -> Amounts:
+        async def work(connection: Transaction) -> Amounts:
             drawn = await _sum(connection, draws, "", tree)
             explained = await _sum(connection, ledger, "confirmed_", tree)
             explained = explained.plus(await _sum(connection, ledger, "unconfirmed_", tree))
@@ -80,7 +80,7 @@ class SqlUsageBook:
 
     async def _draw(
         self,
-        connection: AsyncConnection,
+        connection: Transaction,
         tenant_id: TenantId,
         windows: Sequence[str],
         amounts: Amounts,
@@ -107,7 +107,7 @@ class SqlUsageBook:
             )
 
     async def _return(
-        self, connection: AsyncConnection, tenant_id: TenantId, unused: Amounts, tree: RunId
+        self, connection: Transaction, tenant_id: TenantId, unused: Amounts, tree: RunId
     ) -> Amounts:
         """Give it back to the newest draws first; what they do not cover."""
         found = await connection.execute(
@@ -145,7 +145,7 @@ def most_of(wanted: Amounts, quota: Quota, used: Amounts) -> Amounts:
 
 
 async def lock_windows(
-    database: Database, connection: AsyncConnection, tenant_id: TenantId, windows: Iterable[str]
+    database: Database, connection: Transaction, tenant_id: TenantId, windows: Iterable[str]
 ) -> dict[str, Used]:
     """What was used in these windows, which nobody else changes until the transaction ends.
 
@@ -168,7 +168,7 @@ async def lock_windows(
 
 
 async def _add(
-    connection: AsyncConnection, tenant_id: TenantId, windows: Sequence[str], amounts: Amounts
+    connection: Transaction, tenant_id: TenantId, windows: Sequence[str], amounts: Amounts
 ) -> None:
     """To windows that are locked."""
     await connection.execute(
@@ -178,7 +178,7 @@ async def _add(
     )
 
 
-async def _sum(connection: AsyncConnection, table: Table, prefix: str, tree: RunId) -> Amounts:
+async def _sum(connection: Transaction, table: Table, prefix: str, tree: RunId) -> Amounts:
     """Of a tree's rows."""
     sums = [func.coalesce(func.sum(table.c[prefix + unit]), 0).label(unit) for unit in Amounts._fields]
     found = await connection.execute(select(*sums).where(table.c.root_run_id == tree))

@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.budget import ZERO
 from orchestrator.errors import StoreError
 from orchestrator.ids import TenantId
+from orchestrator.store.backend import Transaction
 from orchestrator.store.books import AuditRow
 from orchestrator.store.database import Database, open_database
 from orchestrator.store.port import LedgerEntry
@@ -88,7 +88,7 @@ async def test_the_database_itself_refuses_to_change_what_only_grows(
         tree, 0, [event], blobs={"0" * 64: b"text"}, ledger_entries=[entry]
     )
 
-    async def work(connection: AsyncConnection) -> None:
+    async def work(connection: Transaction) -> None:
         await connection.execute(text(statement))
 
     with pytest.raises(StoreError):

@@ -10,9 +10,9 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.errors import StoreError
+from orchestrator.store.backend import Transaction
 from orchestrator.store.books import TenantRules
 from orchestrator.store.database import Database, open_database
 from orchestrator.store.sql_tenants import SqlTenantBook
@@ -26,7 +26,7 @@ async def test_the_migrations_make_the_tables_that_the_code_uses(database: Datab
     def compare(connection: Connection) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
-    async def work(connection: AsyncConnection) -> list[object]:
+    async def work(connection: Transaction) -> list[object]:
         return await connection.run_sync(compare)
 
     assert await database.read(work) == []
@@ -53,7 +53,7 @@ async def test_what_was_written_is_there_when_it_is_opened_again(store_url: str)
 async def test_a_later_versions_database_is_left_alone(store_url: str) -> None:
     async with open_database(store_url) as database:
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: Transaction) -> None:
             await connection.execute(text("UPDATE alembic_version SET version_num = 'r9999'"))
 
         await database.write(work)
@@ -63,7 +63,7 @@ async def test_a_later_versions_database_is_left_alone(store_url: str) -> None:
 
 
 async def test_a_failed_statement_tells_nothing_of_its_values(database: Database) -> None:
-    async def work(connection: AsyncConnection) -> None:
+    async def work(connection: Transaction) -> None:
         await connection.execute(text("SELECT :value FROM nowhere"), {"value": SECRET})
 
     with pytest.raises(StoreError) as raised:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.errors import InvalidRequestError, NotFoundError
 from orchestrator.ids import TenantId
+from orchestrator.store.backend import Transaction
 from orchestrator.store.books import Quota, Role, TenantRules
 from orchestrator.store.database import Database
 from orchestrator.store.sql_runs import SqlRunBook
@@ -38,7 +38,7 @@ def book(database: Database) -> SqlTenantBook:
 async def everything(database: Database) -> str:
     """All rows of all tables, as text."""
 
-    async def work(connection: AsyncConnection) -> str:
+    async def work(connection: Transaction) -> str:
         rows = [
             str(tuple(row))
             for table in metadata.sorted_tables

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.budget import ZERO, Amounts
 from orchestrator.errors import InvariantError
 from orchestrator.ids import RunId, TenantId
 from orchestrator.store import tables
+from orchestrator.store.backend import Transaction
 from orchestrator.store.database import Database
 from orchestrator.store.port import LedgerEntry
 from orchestrator.store.sql_events import PAGE, SqlTreeBook
@@ -59,7 +59,7 @@ def paid(tenant_id: TenantId, run_id: RunId) -> LedgerEntry:
 async def everything(database: Database) -> dict[str, str]:
     """All rows, as text, by table."""
 
-    async def work(connection: AsyncConnection) -> dict[str, str]:
+    async def work(connection: Transaction) -> dict[str, str]:
         return {
             table.name: "\n".join(str(tuple(row)) for row in await connection.execute(select(table)))
             for table in tables.metadata.sorted_tables

@@ -4,9 +4,8 @@ import itertools
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from orchestrator.ids import RunId, TenantId, new_run_id
+from orchestrator.store.backend import Transaction
 from orchestrator.store.books import ContextRow, RunRow, RunState, TenantRules
 from orchestrator.store.database import Database
 from orchestrator.store.sql_runs import SqlRunBook
@@ -25,7 +24,7 @@ async def a_tenant(database: Database, *, tenant_id: TenantId | None = None) -> 
     rules = asdict(TenantRules())
     insert = database.insert(tenants).values(tenant_id=tenant_id, name=name, rules=rules, created_at=1.0)
 
-    async def work(connection: AsyncConnection) -> None:
+    async def work(connection: Transaction) -> None:
         await connection.execute(insert)
 
     await database.write(work)

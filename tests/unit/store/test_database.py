@@ -7,10 +7,9 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import Connection, Table
 from sqlalchemy.dialects.sqlite import Insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.errors import InvariantError, StoreError
-from orchestrator.store.backend import T, UnsureError, Work
+from orchestrator.store.backend import T, Transaction, UnsureError, Work
 from orchestrator.store.database import Database
 
 LOST, UNSURE = ConnectionResetError(), UnsureError("77", None)
@@ -35,7 +34,7 @@ class Scripted:
         failure = self._script.pop(0) if self._script else None
         if failure is not None and not isinstance(failure, UnsureError):
             raise failure
-        result = await work(cast(AsyncConnection, None))
+        result = await work(cast(Transaction, None))
         self.runs += 1
         if failure is not None:
             raise UnsureError(failure.mark, result)
@@ -57,7 +56,7 @@ class Scripted:
     def insert(self, table: Table) -> Insert:
         raise NotImplementedError
 
-    async def lock(self, connection: AsyncConnection, table: Table) -> None:
+    async def lock(self, connection: Transaction, table: Table) -> None:
         raise NotImplementedError
 
     async def scrub(self) -> None:

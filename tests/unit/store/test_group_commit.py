@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.store.backend import UnsureError, Work
+from orchestrator.store.backend import Transaction, UnsureError, Work
 from orchestrator.store.group_commit import MAX_TOGETHER, GroupCommit
 
 
@@ -24,7 +23,7 @@ class Disk:
         await self.may_go.wait()
         self.tried += 1
         self._written = []
-        result = await work(cast(AsyncConnection, self))
+        result = await work(cast(Transaction, self))
         if isinstance(self.fails_with, UnsureError):
             raise UnsureError(self.fails_with.mark, result)
         if self.fails_with is not None:
@@ -33,7 +32,7 @@ class Disk:
         return result
 
     def writes(self, name: str, error: Exception | None = None) -> Work[str]:
-        async def work(_: AsyncConnection) -> str:
+        async def work(_: Transaction) -> str:
             self._written.append(name)
             if error is not None:
                 raise error
