@@ -2,8 +2,8 @@
 
 A stream follows the order that the API documents: message_start, content_block_start, content_block_delta...,
 content_block_stop, message_delta with the usage, message_stop; `ping` while the run works. A client that
-hangs up cancels its run, and so does a server that drains under it, unless it gave an `Idempotency-Key`: that
-says that it will come again for it.
+hangs up cancels its run, and so does a server that drains under it or a key that is revoked meanwhile, unless
+it gave an `Idempotency-Key`: that says that it will come again for it.
 
 Source: the pages "Messages" and "Streaming messages" of Anthropic's API reference; field names as in the
 `anthropic` SDK 2.12.
@@ -32,8 +32,8 @@ from orchestrator.server.http.messages_mapping import (
 from orchestrator.server.http.refusals import OVERLOADED, RequestRefusedError, body_of, told
 from orchestrator.server.http.resources import idempotency_key, new_idempotency_key
 from orchestrator.server.http.routes import Call, Route
-from orchestrator.server.http.streams import OnHangUp, Stream, closed_after, in_batches, while_connected
-from orchestrator.service.port import Question
+from orchestrator.server.http.streams import Stream, closed_after, in_batches, while_connected
+from orchestrator.service.port import Caller, Question
 from orchestrator.store.books import RunRow, RunState
 
 _log = logging.getLogger(__name__)
@@ -74,13 +74,78 @@ class MessageReply(BaseModel):
     usage: UsageReply
 
 
-@dataclass(slots=True)
-class _Watched:
-    """What a run tree was billed, as far as its events have told."""
+@dataclass(kw_only=True, slots=True)
+class _Coming:
+    """The reply to one request as it comes about."""
 
+    call: Call
+    run: RunRow
+    model: str
+    """As the request names it."""
+    answer: AnswerText
+    is_fetched_later: bool
+    """Its client said by a key that it will come again."""
     usage: Usage = field(default_factory=Usage)
+    """What the run tree was billed, as far as its events have told."""
 
-    def see(self, event_json: bytes) -> None:
+    async def texts(self) -> AsyncGenerator[str, None]:
+        """The text of the answer in parts. While the run works, an empty one now and then.
+
+        Raises:
+            RequestRefusedError: It ended without an answer.
+            OrchestratorError: The service left the run, or its client.
+        """
+        try:
+            async for _ in self._beats():
+                yield ""
+            await self._check_answered()
+            async with closed_after(self.call.office.read_text(*self._which, "")) as parts:
+                async for part in parts:
+                    if text := self.answer.feed(part):
+                        yield text
+                    if self.answer.is_cut:
+                        return
+                if text := self.answer.feed(b"", is_last=True):
+                    yield text
+        except (errors.UnavailableError, errors.UnauthenticatedError):
+            await self.give_up()
+            raise
+
+    async def give_up(self) -> None:
+        """Nobody will come for the answer any more."""
+        if self.is_fetched_later:
+            return
+        try:
+            async with asyncio.timeout(HTTP_ANSWER_S):
+                await self.call.office.cancel_run(*self._which)
+        except (errors.OrchestratorError, TimeoutError) as error:
+            # Nobody is left to tell. The run's own limits still end it.
+            _log.warning("run %s goes on although its client left: %s", self.run.run_id, type(error).__name__)
+
+    def message(self, texts: Sequence[str], stop_reason: str | None) -> Mapping[str, object]:
+        """The message with these texts."""
+        return message_json(
+            self.run.run_id, self.model, content=texts, stop_reason=stop_reason, usage=self.usage
+        )
+
+    @property
+    def _which(self) -> tuple[Caller, str]:
+        return self.call.caller, self.run.run_id
+
+    async def _beats(self) -> AsyncGenerator[None, None]:
+        """Until the run has ended; one every `HTTP_HEARTBEAT_S`, however busy it is."""
+        news = self.call.office.watch_run(*self._which, 0)
+        async with closed_after(news), aclosing(in_batches(news, HTTP_HEARTBEAT_S)) as events:
+            clock = asyncio.get_running_loop().time
+            last_s = clock()
+            async for some in events:
+                for _, event in some:
+                    self._see(event)
+                if not some or clock() - last_s >= HTTP_HEARTBEAT_S:
+                    last_s = clock()
+                    yield
+
+    def _see(self, event_json: bytes) -> None:
         if _SETTLED not in event_json:
             return
         event = json.loads(event_json)
@@ -88,34 +153,40 @@ class _Watched:
         if event["kind"] == "call_settled":
             self.usage = self.usage.plus(Usage(**event["usage"]))
 
+    async def _check_answered(self) -> None:
+        row = await self.call.office.get_run(*self._which)
+        if row.state is not RunState.ENDED:
+            raise errors.UnavailableError("the run goes on elsewhere")
+        if row.outcome != "answered":
+            status, kind = _ENDS.get(row.outcome, (500, "api_error"))
+            sentence = f"the run {row.run_id} ended without an answer ({row.outcome}): {row.error}"
+            # It was paid for; whether to pay for another is not a library's decision.
+            raise RequestRefusedError(status, kind, sentence, may_retry=False)
+
 
 async def _messages(call: Call) -> Response:
     key = idempotency_key(call)
     form = call.take_body(MessagesForm)
-    model, max_tokens, wants_stream = form.model, form.max_tokens, form.stream
-    run = await _run_for(call, form, key)
+    wants_stream = form.stream
+    coming = _Coming(
+        call=call,
+        run=await _run_for(call, form, key),
+        model=form.model,
+        answer=AnswerText(form.max_tokens),
+        is_fetched_later=key is not None,
+    )
     # The prompt is stored, and the run may take an hour: nothing of it may stay here.
     del form
     call.room.release()
-    headers = {"request-id": run.run_id}
-
-    async def give_up() -> None:
-        """Nobody will come for the answer any more."""
-        if key is None:
-            await _cancel(call, run)
-
+    headers = {"request-id": coming.run.run_id}
     if wants_stream:
         return Stream(
-            _events(call, run, model, max_tokens, give_up),
+            _events(coming),
             media_type="text/event-stream",
             headers={**headers, "x-accel-buffering": "no"},
-            on_hang_up=give_up,
+            on_hang_up=coming.give_up,
         )
-    try:
-        whole = await while_connected(_whole(call, run, model, max_tokens), call.request, give_up)
-    except errors.UnavailableError:
-        await give_up()
-        raise
+    whole = await while_connected(_whole(coming), call.request, coming.give_up)
     if whole is None:
         raise RequestRefusedError(499, "api_error", "the client hung up")
     return Response(whole, media_type="application/json", headers=headers)
@@ -135,56 +206,11 @@ async def _run_for(call: Call, form: MessagesForm, key: str | None) -> RunRow:
         return (await call.office.create_run(call.caller, question)).run
 
 
-async def _cancel(call: Call, run: RunRow) -> None:
-    try:
-        async with asyncio.timeout(HTTP_ANSWER_S):
-            await call.office.cancel_run(call.caller, run.run_id)
-    except (errors.OrchestratorError, TimeoutError) as error:
-        # Nobody is left to tell. The run's own limits still end it.
-        _log.warning("run %s goes on although its client hung up: %s", run.run_id, type(error).__name__)
-
-
-async def _check_answered(call: Call, run: RunRow) -> None:
-    """Raise what its client is told when there is no answer.
-
-    Raises:
-        RequestRefusedError: It ended without one.
-        UnavailableError: It was left to another server.
-    """
-    row = await call.office.get_run(call.caller, run.run_id)
-    if row.state is not RunState.ENDED:
-        raise errors.UnavailableError("the run goes on elsewhere")
-    if row.outcome != "answered":
-        status, kind = _ENDS.get(row.outcome, (500, "api_error"))
-        sentence = f"the run {row.run_id} ended without an answer ({row.outcome}): {row.error}"
-        # It was paid for; whether to pay for another is not a library's decision.
-        raise RequestRefusedError(status, kind, sentence, may_retry=False)
-
-
-async def _answer_parts(call: Call, run: RunRow, answer: AnswerText) -> AsyncGenerator[str, None]:
-    async with closed_after(call.office.read_text(call.caller, run.run_id, "")) as parts:
-        async for part in parts:
-            if text := answer.feed(part):
-                yield text
-            if answer.is_cut:
-                return
-        if text := answer.feed(b"", is_last=True):
-            yield text
-
-
-async def _whole(call: Call, run: RunRow, model: str, max_tokens: int) -> bytes:
+async def _whole(coming: _Coming) -> bytes:
     """The reply in one piece."""
-    watched = _Watched()
-    async with closed_after(call.office.watch_run(call.caller, run.run_id, 0)) as events:
-        async for _, event in events:
-            watched.see(event)
-    await _check_answered(call, run)
-    answer = AnswerText(max_tokens)
-    async with aclosing(_answer_parts(call, run, answer)) as parts:
-        text = "".join([part async for part in parts])
-    message = message_json(
-        run.run_id, model, content=[text], stop_reason=answer.stop_reason, usage=watched.usage
-    )
+    async with aclosing(coming.texts()) as texts:
+        text = "".join([part async for part in texts])
+    message = coming.message([text], coming.answer.stop_reason)
     if len(text) <= INLINE_WORK_BYTES:
         return _dumped(message)
     return await asyncio.to_thread(_dumped, message)
@@ -194,52 +220,36 @@ def _dumped(message: Mapping[str, object]) -> bytes:
     return json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
 
 
+async def _events(coming: _Coming) -> AsyncGenerator[bytes, None]:
+    """The reply as a stream. An error in it is an event: its status was sent long ago."""
+    yield _sse("message_start", message=coming.message([], None))
+    yield _sse("ping")
+    block_start = _sse("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    try:
+        async with aclosing(coming.texts()) as texts:
+            async for text in texts:
+                if not text:
+                    yield _sse("ping")
+                    continue
+                for at in range(0, len(text), _DELTA_CHARS):
+                    delta = {"type": "text_delta", "text": text[at : at + _DELTA_CHARS]}
+                    yield block_start + _sse("content_block_delta", index=0, delta=delta)
+                    block_start = b""
+    except (errors.OrchestratorError, RequestRefusedError) as error:
+        yield _sse("error", error=body_of(*told(error))["error"])
+        return
+    yield block_start + _sse("content_block_stop", index=0)
+    yield _sse(
+        "message_delta",
+        delta={"stop_reason": coming.answer.stop_reason, "stop_sequence": None},
+        usage=usage_json(coming.usage),
+    )
+    yield _sse("message_stop")
+
+
 def _sse(kind: str, **body: object) -> bytes:
     # ASCII: many a client takes U+2028 and its like for the end of a line.
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **body})}\n\n".encode("ascii")
-
-
-async def _events(
-    call: Call, run: RunRow, model: str, max_tokens: int, give_up: OnHangUp
-) -> AsyncGenerator[bytes, None]:
-    """The reply as a stream. An error in it is an event: its status was sent long ago."""
-    watched = _Watched()
-    start = message_json(run.run_id, model, content=[], stop_reason=None, usage=watched.usage)
-    yield _sse("message_start", message=start)
-    yield _sse("ping")
-    try:
-        news = call.office.watch_run(call.caller, run.run_id, 0)
-        async with closed_after(news), aclosing(in_batches(news, HTTP_HEARTBEAT_S)) as events:
-            last_sent_at_s = asyncio.get_running_loop().time()
-            async for some in events:
-                for _, event in some:
-                    watched.see(event)
-                # A busy run has no pauses; its client still hears nothing of what it does.
-                now_s = asyncio.get_running_loop().time()
-                if not some or now_s - last_sent_at_s >= HTTP_HEARTBEAT_S:
-                    last_sent_at_s = now_s
-                    yield _sse("ping")
-        await _check_answered(call, run)
-        answer = AnswerText(max_tokens)
-        yield _sse("content_block_start", index=0, content_block={"type": "text", "text": ""})
-        async with aclosing(_answer_parts(call, run, answer)) as parts:
-            async for part in parts:
-                for at in range(0, len(part), _DELTA_CHARS):
-                    delta = {"type": "text_delta", "text": part[at : at + _DELTA_CHARS]}
-                    yield _sse("content_block_delta", index=0, delta=delta)
-    except (errors.OrchestratorError, RequestRefusedError) as error:
-        if isinstance(error, errors.UnavailableError):
-            await give_up()
-        refusal, message = told(error)
-        yield _sse("error", error=body_of(refusal, message)["error"])
-        return
-    yield _sse("content_block_stop", index=0)
-    yield _sse(
-        "message_delta",
-        delta={"stop_reason": answer.stop_reason, "stop_sequence": None},
-        usage=usage_json(watched.usage),
-    )
-    yield _sse("message_stop")
 
 
 ROUTES: tuple[Route, ...] = (

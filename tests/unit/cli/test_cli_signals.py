@@ -202,7 +202,7 @@ def test_a_command_for_a_server_loads_no_engine_no_provider_and_no_database() ->
         "import sys\n"
         "import orchestrator.cli.main\n"
         "from orchestrator.cli.remote import asking, contexts, export, runs, usage\n"
-        "heavy = {'docker', 'anthropic', 'aiohttp', 'sqlalchemy', 'uvicorn', 'starlette'} & set(sys.modules)\n"
+        "heavy = {'docker', 'anthropic', 'aiohttp', 'sqlalchemy', 'starlette'} & set(sys.modules)\n"
         "sys.exit(f'{sorted(heavy)}' if heavy else 0)\n"
     )
     done = subprocess.run(
