@@ -45,6 +45,7 @@ _KNOWN = {
     "RLM_TLS_KEY_FILE",
     "RLM_TLS_CLIENT_CA_FILE",
     "RLM_LOG",
+    "RLM_METRICS",
     "RLM_METRICS_BY_TENANT",
     "RLM_TRACES",
     # The key of a client of the service. No setting: `cli.environment` reads it for commands that need it.
@@ -126,6 +127,9 @@ class ServiceSettings:
     """RLM_TLS_CLIENT_CA_FILE: who has no certificate of this authority is not let in, whatever key it has."""
     log_json: bool = False
     """RLM_LOG, `text` or `json`: how a line of the log looks, on stderr."""
+    metrics: str = "off"
+    """RLM_METRICS, HOST:PORT where Prometheus reads, without a key; port 0 for any that is free; `off` for
+    none. Never the clients' port: one tenant's totals are none of another's business."""
     metrics_by_tenant: bool = False
     """RLM_METRICS_BY_TENANT, `yes` or `no`: whoever reads the metrics then learns tenants' ids."""
     traces: str = ""
@@ -215,6 +219,7 @@ def _service(environment: Mapping[str, str]) -> ServiceSettings:
         tls_key_file=_path(environment, "RLM_TLS_KEY_FILE"),
         tls_client_ca_file=_path(environment, "RLM_TLS_CLIENT_CA_FILE"),
         log_json=_one_of(environment, "RLM_LOG", "text", "json") == "json",
+        metrics=environment.get("RLM_METRICS") or plain.metrics,
         metrics_by_tenant=_yes(environment, "RLM_METRICS_BY_TENANT"),
         traces=environment.get("RLM_TRACES", ""),
     )

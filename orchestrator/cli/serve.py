@@ -60,4 +60,5 @@ async def _serve(settings: Settings, provider: ProviderProcess | None) -> Exit:
 
 def _ready(served: Served) -> None:
     http = f", http {served.http}" if served.http else ""
-    exits.put(f"ready: grpc {served.grpc}{http}")
+    metrics = f", metrics {served.metrics}" if served.metrics else ""
+    exits.put(f"ready: grpc {served.grpc}{http}{metrics}")

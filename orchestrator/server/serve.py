@@ -26,6 +26,7 @@ from orchestrator.server.grpc_shell import Port, Tls, open_port
 from orchestrator.server.http.app import make_app
 from orchestrator.server.http.listening import Certificates, listening
 from orchestrator.server.metrics import ServiceMetrics
+from orchestrator.server.metrics_port import metrics_port
 from orchestrator.server.readiness import Readiness, looking
 from orchestrator.server.traces import open_traces, provider_name
 from orchestrator.service import windows
@@ -43,7 +44,8 @@ from orchestrator.store.sql_tenants import SqlTenantBook
 from orchestrator.store.sql_usage import SqlUsageBook
 from orchestrator.tenants.sql import SqlTenantAccount
 
-HTTP_OFF = "off"
+OFF = "off"
+"""Instead of an address."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +56,9 @@ class Served:
     grpc: str
     """Where it listens, HOST:PORT ..."""
     http: str
-    """... and for HTTP; empty when it is off."""
+    """... and for HTTP; empty when it is off ..."""
+    metrics: str
+    """... and for Prometheus; likewise."""
 
 
 async def serve(
@@ -148,9 +152,11 @@ async def _serving(
         def is_ready() -> bool:
             return office.is_ready and readiness.is_ready
 
-        http = await stack.enter_async_context(_http(settings.service, office, is_ready, metrics))
+        http = await stack.enter_async_context(_http(settings.service, office, is_ready))
+        read_at = await stack.enter_async_context(_metrics(settings.service, metrics))
         await stack.enter_async_context(looking(readiness, say_ready=port.say_ready, on_broken=stop.set))
-        yield Served(office=office, grpc=port.address, http=http), lambda: _drain(office, port), readiness
+        served = Served(office=office, grpc=port.address, http=http, metrics=read_at)
+        yield served, lambda: _drain(office, port), readiness
 
 
 def books_of(database: Database) -> Books:
@@ -240,25 +246,36 @@ def _home_id(directory: Path) -> str:
 
 @asynccontextmanager
 async def _http(
-    settings: ServiceSettings,
-    office: ServiceOffice,
-    is_ready: Callable[[], bool],
-    metrics: ServiceMetrics,
+    settings: ServiceSettings, office: ServiceOffice, is_ready: Callable[[], bool]
 ) -> AsyncIterator[str]:
-    if settings.http == HTTP_OFF:
+    if settings.http == OFF:
         yield ""
         return
     host, port = _host_port(settings.http, "RLM_HTTP")
-    certificates = None
-    if settings.tls_cert_file is not None:
-        certificates = Certificates(
-            certificate=str(settings.tls_cert_file),
-            key=str(settings.tls_key_file),
-            client_authority=str(settings.tls_client_ca_file) if settings.tls_client_ca_file else None,
-        )
-    app = make_app(office, is_ready, metrics.exposition)
-    async with listening(app, host=host, port=port, certificates=certificates) as (_, bound):
+    app = make_app(office, is_ready)
+    async with listening(app, host=host, port=port, certificates=_certificates(settings)) as (_, bound):
         yield f"{settings.http.rpartition(':')[0]}:{bound}"
+
+
+@asynccontextmanager
+async def _metrics(settings: ServiceSettings, metrics: ServiceMetrics) -> AsyncIterator[str]:
+    if settings.metrics == OFF:
+        yield ""
+        return
+    host, port = _host_port(settings.metrics, "RLM_METRICS")
+    certificates = _certificates(settings)
+    async with metrics_port(metrics.exposition, host=host, port=port, certificates=certificates) as bound:
+        yield f"{settings.metrics.rpartition(':')[0]}:{bound}"
+
+
+def _certificates(settings: ServiceSettings) -> Certificates | None:
+    if settings.tls_cert_file is None:
+        return None
+    return Certificates(
+        certificate=str(settings.tls_cert_file),
+        key=str(settings.tls_key_file),
+        client_authority=str(settings.tls_client_ca_file) if settings.tls_client_ca_file else None,
+    )
 
 
 def _tls(settings: ServiceSettings) -> Tls | None:
@@ -300,5 +317,7 @@ def _warnings(settings: Settings, machine: Machine) -> Iterator[str]:
         )
     if settings.service.tls_cert_file is None:
         for address in (settings.service.grpc, settings.service.http):
-            if address != HTTP_OFF and not address.startswith(_LOOPBACK):
+            if address != OFF and not address.startswith(_LOOPBACK):
                 yield f"{address} has no TLS: whoever is on its network reads keys and answers"
+    if settings.service.metrics != OFF and not settings.service.metrics.startswith(_LOOPBACK):
+        yield f"{settings.service.metrics} takes no key: whoever reaches it reads all tenants' totals"

@@ -56,6 +56,7 @@ def test_every_setting_of_the_service_is_read() -> None:
             "RLM_TLS_KEY_FILE": "/k",
             "RLM_TLS_CLIENT_CA_FILE": "/a",
             "RLM_LOG": "json",
+            "RLM_METRICS": "127.0.0.1:9",
             "RLM_METRICS_BY_TENANT": "yes",
             "RLM_TRACES": "http://localhost:4317",
         }
@@ -64,6 +65,7 @@ def test_every_setting_of_the_service_is_read() -> None:
     assert (service.base_url, service.model, service.sub_model) == ("http://localhost:9", "m", "m")
     assert service.log_json
     assert (service.max_runs, service.drain_s, service.metrics_by_tenant) == (3, 0.0, True)
+    assert service.metrics == "127.0.0.1:9"
     assert (service.tls_cert_file, service.tls_key_file) == (Path("/c"), Path("/k"))
     assert (service.tls_client_ca_file, service.traces) == (Path("/a"), "http://localhost:4317")
 
@@ -91,3 +93,4 @@ def test_the_defaults_listen_on_this_machine_only() -> None:
     service = Settings(state_dir=Path("/nowhere")).service
     assert service.grpc.startswith("127.0.0.1:")
     assert service.http.startswith("127.0.0.1:")
+    assert service.metrics == "off"
