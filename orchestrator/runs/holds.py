@@ -1,13 +1,21 @@
 """Waiting for the ledger: the asynchronous side of `budget`."""
 
 import asyncio
+from collections.abc import Callable
 
 from orchestrator.budget import Account, Ask, Ledger, Request, Standing
 from orchestrator.errors import DeadlineExceededError, InvariantError
 
 
-async def take_hold(ledger: Ledger, account: Account, ask: Ask, *, timeout_s: float) -> Request:
-    """A granted hold, which the caller must settle.
+async def take_hold(
+    ledger: Ledger,
+    account: Account,
+    ask: Ask,
+    *,
+    timeout_s: float,
+    while_waiting: Callable[[], None] = lambda: None,
+) -> Request:
+    """A granted hold, which the caller must settle. `while_waiting` is called when it has to be waited for.
 
     Raises:
         BudgetExceededError: It can't ever be granted.
@@ -22,6 +30,7 @@ async def take_hold(ledger: Ledger, account: Account, ask: Ask, *, timeout_s: fl
     request = ledger.request(account, ask, wake)
     if request.standing is Standing.WAITING:
         try:
+            while_waiting()
             async with asyncio.timeout(timeout_s):
                 await decided
         except BaseException as error:

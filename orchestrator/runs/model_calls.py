@@ -1,12 +1,12 @@
 """Every call to a model, of turns and sub-calls alike: reserve, journal, call, settle.
 
-One hold per attempt, taken when a provider slot is free, so that only what is in flight holds anything.
+One hold per attempt, taken when a provider slot is free, so that only what is in flight holds anything; whose
+turn it is when none is, `call_slots.py` says.
 The settlement is synchronous and in a `finally`: nothing can come between an attempt and its bill. It is
 posted to the record: what came of the call is recorded behind it, and nobody hears of that before both are
 stored.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from orchestrator.limits import MODEL_ATTEMPTS, MODEL_CALL_TIMEOUT_S
 from orchestrator.models.port import Completion, Model, ModelRequest
 from orchestrator.models.retry import with_retries
 from orchestrator.pricing import ModelCard, Usage, whole_microusd
+from orchestrator.runs.call_slots import CallSlots
 from orchestrator.runs.recorder import Recorder
 from orchestrator.runs.treasury import Treasury
 from orchestrator.store.port import LedgerEntry
@@ -54,17 +55,25 @@ class ModelCalls:
     """The way of one run tree to its models."""
 
     def __init__(
-        self, tenant_id: TenantId, treasury: Treasury, *, max_concurrency: int, deadline_at_s: float
+        self,
+        tenant_id: TenantId,
+        treasury: Treasury,
+        *,
+        max_concurrency: int,
+        deadline_at_s: float,
+        slots: CallSlots | None = None,
     ) -> None:
         """Args:
         tenant_id: Who pays.
         treasury: Of the run tree.
         max_concurrency: Provider calls in flight at once.
         deadline_at_s: The run tree's deadline on `time.monotonic`'s clock.
+        slots: Shared with the other run trees of the process; None where there are no others.
         """
         self._tenant_id = tenant_id
         self._treasury = treasury
-        self._provider_slots = asyncio.Semaphore(max_concurrency)
+        shared = CallSlots(max_concurrency) if slots is None else slots
+        self._slots = shared.of_tree(tenant_id, at_once=max_concurrency)
         self._deadline_at_s = deadline_at_s
 
     def left_s(self) -> float:
@@ -97,8 +106,15 @@ class ModelCalls:
         bound_tokens, ask = _ask(wish)
 
         async def attempt(number: int) -> Completion:
-            async with self._provider_slots:
-                hold = await self._treasury.hold(account, ask, timeout_s=self.left_s())
+            async with self._slots.slot() as slot:
+                hold = await self._treasury.hold(
+                    account, ask, timeout_s=self.left_s(), while_waiting=slot.give_up
+                )
+                try:
+                    await slot.take()
+                except BaseException:
+                    self._treasury.ledger.settle(hold, confirmed=ZERO, unconfirmed=ZERO)
+                    raise
                 return await self._attempt(
                     number,
                     wish,

@@ -6,6 +6,7 @@ only when a step is used up. Two trees of one tenant can't overspend together: w
 """
 
 import asyncio
+from collections.abc import Callable
 
 from orchestrator.budget import ZERO, Account, Amounts, Ask, Ledger, Request, most_output
 from orchestrator.errors import BudgetExceededError
@@ -49,15 +50,28 @@ class Treasury:
         self._step = step
         self._drawing = asyncio.Lock()
 
-    async def hold(self, account: Account, ask: Ask, *, timeout_s: float) -> Request:
+    async def hold(
+        self,
+        account: Account,
+        ask: Ask,
+        *,
+        timeout_s: float,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> Request:
         """A granted hold, which the caller must settle with the ledger.
+
+        Args:
+            account: Pays, with all its ancestors.
+            ask: What is to be held.
+            timeout_s: The longest wait for open holds.
+            while_waiting: Called when there has to be one.
 
         Raises:
             BudgetExceededError: It can't ever be granted.
             DeadlineExceededError: Open holds stood in its way until the time was over.
         """
         await self._cover(ask)
-        return await take_hold(self.ledger, account, ask, timeout_s=timeout_s)
+        return await take_hold(self.ledger, account, ask, timeout_s=timeout_s, while_waiting=while_waiting)
 
     def refusal(self, account: Account, ask: Ask) -> BudgetExceededError | None:
         """Why the tree itself can't ever grant this hold, or None. Nothing is held, and nothing drawn.

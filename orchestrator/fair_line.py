@@ -1,0 +1,208 @@
+"""Who is served next, of tenants that share what there is not enough of: provider calls, sandboxes, starts.
+
+Rules:
+
+1. Whoever asks waits in the line of its run tree. Of a run tree who asked first is served first.
+2. When there is room, the tenant that has the fewest units is served; among equals the one that came to that
+   many, or began to wait with that many, longest ago. Among the run trees of the tenant it is the same.
+3. The one whose turn it is waits for its room, and nobody slips past: what wants many units at once is not
+   starved by what wants one. Only a tenant that would then have more than it may (`most`) is passed over, all
+   of it, until it has given something back.
+4. What is had at once is never more than there is, unless there has become less.
+
+What follows from them. Let T tenants wait, one of them B, which has nothing, and let all there is be taken.
+Before B are only tenants that had nothing either when B began to wait, and waited before it. Once one of them
+is served it has something; when it has nothing again it is behind B. So each is served once at most before B,
+whatever it has asked for: where everybody wants one unit, **B is served after at most T units given back**,
+and where nobody wants more than n at once, after at most T * n. One that has k units already waits for
+tenants that have fewer: it is served after at most k * T units given back by tenants that have more than k.
+Between the trees of one tenant the same holds of what the tenant is served.
+
+Pure: no clock, no I/O. A step's time grows neither with those who wait nor with tenants and run trees, only
+with how many different numbers of units they have: at most the square root of twice what there is.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from orchestrator.errors import InvariantError
+from orchestrator.ids import TenantId
+
+K = TypeVar("K", bound=Hashable)
+W = TypeVar("W", bound=Hashable)
+
+
+class _FewestFirst(Generic[K]):
+    """Keys, each with a number; in the order of the numbers, among equals in the order of coming to them."""
+
+    __slots__ = ("_by_number", "_number_of")
+
+    def __init__(self) -> None:
+        self._number_of: dict[K, int] = {}
+        self._by_number: dict[int, dict[K, None]] = {}
+
+    def put(self, key: K, number: int) -> None:
+        """Add it, or change its number. With the number it has, it keeps its place."""
+        before = self._number_of.get(key)
+        if before != number:
+            self.drop(key)
+            self._number_of[key] = number
+            self._by_number.setdefault(number, {})[key] = None
+
+    def drop(self, key: K) -> None:
+        """Forget it, if it is there."""
+        number = self._number_of.pop(key, None)
+        if number is not None:
+            equals = self._by_number[number]
+            del equals[key]
+            if not equals:
+                del self._by_number[number]
+
+    def first(self) -> K | None:
+        if not self._by_number:
+            return None
+        return next(iter(self._by_number[min(self._by_number)]))
+
+
+@dataclass(slots=True)
+class _Tree(Generic[W]):
+    has: int = 0
+    waiting: dict[W, int] = field(default_factory=dict)
+    """What each wants, in the order of asking."""
+
+
+@dataclass(slots=True)
+class _Tenant(Generic[W]):
+    most: int | None = None
+    has: int = 0
+    trees: dict[Hashable, _Tree[W]] = field(default_factory=dict)
+    ready: _FewestFirst[Hashable] = field(default_factory=_FewestFirst)
+    """Trees of which somebody waits."""
+
+    def may_have(self, count: int) -> bool:
+        return self.most is None or self.has + count <= self.most
+
+
+class FairLine(Generic[W]):
+    """Units that tenants share, and who waits for some. One event-loop thread calls it, hence no lock."""
+
+    def __init__(self, units: int) -> None:
+        """All free.
+
+        Args:
+            units: There are.
+        """
+        self._free = units
+        self._tenants: dict[TenantId, _Tenant[W]] = {}
+        self._ready: _FewestFirst[TenantId] = _FewestFirst()
+        """Tenants of which somebody waits, and whose next may be served."""
+        self._home: dict[W, tuple[TenantId, Hashable]] = {}
+
+    @property
+    def free(self) -> int:
+        """Units that nobody has; negative when there has become less than is had."""
+        return self._free
+
+    @property
+    def waiting(self) -> int:
+        """Who waits."""
+        return len(self._home)
+
+    def ask(
+        self, waiter: W, tenant_id: TenantId, tree: Hashable, *, wants: int = 1, most: int | None = None
+    ) -> None:
+        """Wait. `next` may hand it out at once.
+
+        Args:
+            waiter: New to the line.
+            tenant_id: Whose it is.
+            tree: Its run tree.
+            wants: Units, all at once.
+            most: What the tenant may have; it counts for all of the tenant's from now on. None for all.
+        """
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            tenant = self._tenants[tenant_id] = _Tenant()
+        tenant.most = most
+        its_tree = tenant.trees.get(tree)
+        if its_tree is None:
+            its_tree = tenant.trees[tree] = _Tree()
+        its_tree.waiting[waiter] = wants
+        self._home[waiter] = (tenant_id, tree)
+        self._place(tenant_id, tenant, tree, its_tree)
+
+    def withdraw(self, waiter: W) -> bool:
+        """It waits no longer; False when it did not."""
+        home = self._home.pop(waiter, None)
+        if home is None:
+            return False
+        tenant_id, tree = home
+        tenant = self._tenants[tenant_id]
+        its_tree = tenant.trees[tree]
+        del its_tree.waiting[waiter]
+        self._place(tenant_id, tenant, tree, its_tree)
+        return True
+
+    def next(self) -> W | None:
+        """Whose turn it is, who has what it wanted from here on; None when nobody waits or it lacks room."""
+        tenant_id = self._ready.first()
+        if tenant_id is None:
+            return None
+        tenant = self._tenants[tenant_id]
+        tree, its_tree, waiter, wants = self._next_of(tenant)
+        if wants > self._free:
+            return None
+        del its_tree.waiting[waiter], self._home[waiter]
+        self._move(tenant_id, tenant, tree, its_tree, wants)
+        return waiter
+
+    def give_back(self, tenant_id: TenantId, tree: Hashable, count: int = 1) -> None:
+        """Units that a tree had are free again.
+
+        Raises:
+            InvariantError: It did not have so many.
+        """
+        tenant = self._tenants.get(tenant_id)
+        its_tree = tenant.trees.get(tree) if tenant is not None else None
+        if tenant is None or its_tree is None or its_tree.has < count:
+            raise InvariantError("a run tree gave back what it did not have")
+        self._move(tenant_id, tenant, tree, its_tree, -count)
+
+    def add_units(self, count: int) -> None:
+        """There are so many more; fewer when negative. What is had stays so."""
+        self._free += count
+
+    def held_by(self, tenant_id: TenantId) -> int:
+        """Units that a tenant has."""
+        tenant = self._tenants.get(tenant_id)
+        return tenant.has if tenant is not None else 0
+
+    def _move(
+        self, tenant_id: TenantId, tenant: _Tenant[W], tree: Hashable, its_tree: _Tree[W], count: int
+    ) -> None:
+        self._free -= count
+        tenant.has += count
+        its_tree.has += count
+        self._place(tenant_id, tenant, tree, its_tree)
+
+    def _next_of(self, tenant: _Tenant[W]) -> tuple[Hashable, _Tree[W], W, int]:
+        tree = tenant.ready.first()
+        its_tree = tenant.trees[tree]
+        waiter, wants = next(iter(its_tree.waiting.items()))
+        return tree, its_tree, waiter, wants
+
+    def _place(self, tenant_id: TenantId, tenant: _Tenant[W], tree: Hashable, its_tree: _Tree[W]) -> None:
+        """Put a tree and its tenant where they belong, and forget them when they want and have nothing."""
+        if its_tree.waiting:
+            tenant.ready.put(tree, its_tree.has)
+        else:
+            tenant.ready.drop(tree)
+            if not its_tree.has:
+                del tenant.trees[tree]
+        if tenant.ready.first() is not None and tenant.may_have(self._next_of(tenant)[3]):
+            self._ready.put(tenant_id, tenant.has)
+        else:
+            self._ready.drop(tenant_id)
+            if not tenant.trees:
+                del self._tenants[tenant_id]
