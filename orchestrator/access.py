@@ -1,13 +1,15 @@
 """From model names to models: which client serves them, and what they cost."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.config import Settings
-from orchestrator.errors import InvalidRequestError, ProviderUnreachableError
+from orchestrator.errors import InvalidRequestError, KeyMissingError, MachineError, ProviderUnreachableError
 from orchestrator.models import price_file
 from orchestrator.models.breaker import GuardedClient
 from orchestrator.models.catalogue import SCRIPTED_PREFIX
@@ -21,6 +23,8 @@ from orchestrator.pricing import ModelCard
 from orchestrator.shielding import run_shielded
 
 _CONNECT_S = 5.0
+_CONNECT_EVERY_S = 15.0
+"""While nothing speaks against the provider; else with each look."""
 _PROVIDER = ""
 """What stands for the provider where a scripted model has its own name: all its models share one client, and
 so one circuit breaker."""
@@ -72,13 +76,52 @@ async def open_models(
 class ModelAccess:
     """The models of all runs of a process that serves many: one connection, one circuit breaker."""
 
-    def __init__(self, policy: Policy, provider: ModelClient | None) -> None:
+    def __init__(self, policy: Policy, provider: ModelClient | None, *, base_url: str = "") -> None:
         """Of what the settings say, and a connected client for all models but scripted ones.
 
         The client is the caller's to close, after the last run.
+
+        Args:
+            policy: The settings' say.
+            provider: The client; None where only scripted models are served.
+            base_url: Where it sends to; empty where nobody looks whether that answers.
         """
         self._policy = policy
         self._provider = provider
+        self._base_url = base_url
+        self._answered_at_s = -math.inf
+
+    async def look_at_provider(self) -> None:
+        """Whether the provider can be asked now, as far as that can be known without asking it anything.
+
+        Its address is connected to, now and then while all is well. What calls met counts besides.
+
+        Raises:
+            ProviderUnreachableError: Nothing answers at its address.
+            KeyMissingError: It does not accept the key that this process was started with.
+            MachineError: It fails whoever asks.
+        """
+        if not self._base_url:
+            return
+        guarded = self._provider if isinstance(self._provider, GuardedClient) else None
+        trouble = guarded.trouble if guarded is not None else None
+        if trouble is not None or time.monotonic() >= self._answered_at_s + _CONNECT_EVERY_S:
+            self._answered_at_s = -math.inf
+            await check_address(self._base_url)
+            self._answered_at_s = time.monotonic()
+        if guarded is None:
+            return
+        guarded.reached()
+        if guarded.trouble is None:
+            return
+        if guarded.is_key_refused:
+            raise KeyMissingError(f"{guarded.trouble}: start the server again with one that it accepts")
+        raise MachineError(f"the model provider does not work: {guarded.trouble}")
+
+    @property
+    def one_may_try(self) -> bool:
+        """Whether one run, while the provider is in trouble, would find out if that is over."""
+        return isinstance(self._provider, GuardedClient) and self._provider.may_be_over
 
     def chosen(self, wanted: Wanted) -> dict[str, ModelCard]:
         """See `chosen`; the price file was read once."""
@@ -98,7 +141,9 @@ class ModelAccess:
 
 @asynccontextmanager
 async def open_access(settings: Settings, provider: ProviderProcess | None) -> AsyncIterator[ModelAccess]:
-    """Access to models for the length of the block, connected now: what is wrong is said before any run.
+    """Access to models for the length of the block. What a person got wrong is said now, before any run.
+
+    Whether the provider answers is not: it may be down for a while, and `look_at_provider` tells.
 
     Args:
         settings: The process's settings.
@@ -108,14 +153,13 @@ async def open_access(settings: Settings, provider: ProviderProcess | None) -> A
         InvalidRequestError: A price file that does not load, an address that is none.
         KeyMissingError: The provider needs a key and there is none.
         MachineError: The platform's own library is not installed, or the provider process does not work.
-        ProviderUnreachableError: Nothing answers at the address.
     """
     policy = await asyncio.to_thread(_policy, settings)
     if provider is None:
         yield ModelAccess(policy, None)
         return
-    async with _asked_of(provider) as client:
-        yield ModelAccess(policy, client)
+    async with _connected(provider) as client:
+        yield ModelAccess(policy, client, base_url=provider.base_url)
 
 
 @asynccontextmanager
@@ -168,9 +212,15 @@ async def check_address(base_url: str) -> None:
 async def _asked_of(provider: ProviderProcess | None) -> AsyncIterator[ModelClient]:
     if provider is None:
         raise InvalidRequestError(_NO_PROVIDER)
+    async with _connected(provider) as client:
+        await check_address(provider.base_url)
+        yield client
+
+
+@asynccontextmanager
+async def _connected(provider: ProviderProcess) -> AsyncIterator[GuardedClient]:
     connection = await connect(provider)
     try:
-        await check_address(provider.base_url)
         yield GuardedClient(connection.client)
     finally:
         await run_shielded(connection.client.aclose())

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import resource
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,10 @@ _FILES_FOR_SANDBOX = 16
 _FILES_FOR_REST = 1_024
 
 
+async def _nothing_to_look_at() -> None:
+    """There is no engine."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workplace:
     """The part of a machine that works without an engine: where contexts are staged."""
@@ -57,6 +61,8 @@ class Machine:
     slots: SandboxSlots
     pool: SandboxPool
     """Where the leases get their sandboxes from."""
+    look: Callable[[], Awaitable[None]] = _nothing_to_look_at
+    """Whether its engine answers now; raises `EngineError` where not."""
     held_to_gvisor: frozenset[str] = frozenset()
     """Ids of tenants, or `*`: see `sandbox.runtimes`."""
     objections: Sequence[Objection] = ()
@@ -136,6 +142,7 @@ async def open_machine(
                 ),
                 slots=slots,
                 pool=pool,
+                look=driver.look,
                 held_to_gvisor=settings.runsc_tenants,
                 objections=engine.objections,
             )

@@ -12,6 +12,9 @@ Rules, in `Breaker`, which has no clock and no I/O of its own:
    closes the breaker, its failure opens it again. A probe that never reports counts as failed after a pause.
 
 So a provider that is down sees at most one call per pause, and one that is back is found within a pause.
+
+A key that the provider does not accept opens nothing: each call hears it at once, and nothing is billed. But
+it is every caller's trouble, and remembered as that (`GuardedClient.trouble`) until a call gets past it.
 """
 
 import time
@@ -26,6 +29,7 @@ FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 60.0
 
 _FIRST_SERVER_ERROR = 500
+_KEY_REFUSED = 401
 
 
 @dataclass(slots=True)
@@ -70,10 +74,36 @@ class GuardedClient:
         self._client = client
         self._clock = clock
         self._breaker = Breaker()
+        self._failure: ModelError | None = None
+        """The last one that was every caller's."""
+        self._key_refused_at_s: float | None = None
+
+    @property
+    def trouble(self) -> ModelError | None:
+        """Why calls are likely to fail now, whoever makes them; None while nothing speaks against them."""
+        return self._failure if self._is_open or self.is_key_refused else None
+
+    @property
+    def is_key_refused(self) -> bool:
+        """Whether the provider did not accept the key when it was last asked."""
+        return self._key_refused_at_s is not None
+
+    @property
+    def may_be_over(self) -> bool:
+        """Whether a call made now would find out if the trouble is over. Until then it had better wait."""
+        if self._key_refused_at_s is not None:
+            return self._clock() >= self._key_refused_at_s + LONGEST_PAUSE_S
+        until_s = self._breaker.open_until_s
+        return until_s is not None and self._clock() >= until_s
+
+    def reached(self) -> None:
+        """Its address accepts connections: somebody else found out, who asked it nothing."""
+        if self._is_open and self._failure is not None and _never_got_there(self._failure):
+            self._works()
 
     async def complete(self, request: ModelRequest) -> Completion:
         """See `ModelClient.complete`. Refuses at once, unbilled, while the provider is down."""
-        probe = self._breaker.open_until_s is not None
+        probe = self._is_open
         refused_for_s = self._breaker.refused_for_s(self._clock())
         if refused_for_s:
             raise ModelError(
@@ -86,16 +116,28 @@ class GuardedClient:
             completion = await self._client.complete(request)
         except ModelError as error:
             if _is_the_providers(error):
+                self._failure = error
                 self._breaker.failed(self._clock(), probe=probe)
             else:
-                self._breaker.succeeded()
+                self._works(except_for=error)
             raise
-        self._breaker.succeeded()
+        self._works()
         return completion
 
     async def aclose(self) -> None:
         """See `ModelClient.aclose`."""
         await self._client.aclose()
+
+    @property
+    def _is_open(self) -> bool:
+        return self._breaker.open_until_s is not None
+
+    def _works(self, *, except_for: ModelError | None = None) -> None:
+        """The provider answered, be it with a refusal."""
+        self._breaker.succeeded()
+        is_key_refused = except_for is not None and except_for.status == _KEY_REFUSED
+        self._failure = except_for if is_key_refused else None
+        self._key_refused_at_s = self._clock() if is_key_refused else None
 
 
 def _is_the_providers(error: ModelError) -> bool:
@@ -103,3 +145,8 @@ def _is_the_providers(error: ModelError) -> bool:
     if not error.retryable:
         return False
     return error.status is None or error.status >= _FIRST_SERVER_ERROR
+
+
+def _never_got_there(error: ModelError) -> bool:
+    """Whether no request arrived: then a connection that is accepted shows that they do again."""
+    return error.status is None and error.billing is Billing.NOTHING

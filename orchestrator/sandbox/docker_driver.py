@@ -223,6 +223,17 @@ class DockerDriver:
             raise EngineError(f"the engine could not list sandboxes: {error.explanation}") from error
         return [found for container in containers if (found := _found(container)) is not None]
 
+    async def look(self) -> None:
+        """Whether the engine answers now.
+
+        Raises:
+            EngineError: It does not, or not in time.
+        """
+        try:
+            await self._ask("engine", self._client.ping, ENGINE_LOOK_S)
+        except APIError as error:
+            raise EngineError(f"the container engine is not well: {error.explanation}") from error
+
     async def aclose(self) -> None:
         """See `SandboxDriver.aclose`."""
         for counters in self._counters.values():

@@ -5,13 +5,14 @@ once and only here: context, services, limits.
 """
 
 import asyncio
+import copy
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from orchestrator.cells import CellClock, CellOutcome, CellResult, Resource
-from orchestrator.errors import EngineError, SandboxLostError
+from orchestrator.cells import CellClock, CellOutcome, CellResult, Resource, SandboxLoss
+from orchestrator.errors import EngineError, SandboxLostError, SandboxStartError
 from orchestrator.ids import SandboxId
 from orchestrator.limits import LOOK_AT_LOSS_S, RunLimits
 from orchestrator.rpc.guest_server import AddServices
@@ -34,6 +35,13 @@ _WANTED_FOR_S = RunLimits().deadline_s
 
 PutContext = Callable[[Path], None]
 """Puts a context's files into a sandbox's directory; quick, because it only links."""
+OnTrouble = Callable[[], None]
+"""Told, before the run hears of it, that it was not the guest which cost it its sandbox: the engine is away,
+or makes none."""
+
+
+def _nothing() -> None:
+    """Nobody wants to be told."""
 
 
 class LeasedSandbox:
@@ -47,6 +55,7 @@ class LeasedSandbox:
         sizes: Mapping[Resource, int],
         wait_s: float,
         hash_seed: int = 0,
+        on_trouble: OnTrouble = _nothing,
     ) -> None:
         self.sandbox_id: SandboxId = made.sandbox_id
         self.runtime = made.runtime
@@ -59,6 +68,7 @@ class LeasedSandbox:
         self._driver = driver
         self._sizes = sizes
         self._counters = driver.counters(made.sandbox_id)
+        self._on_trouble = on_trouble
 
     async def run_cell(self, code: str, clock: CellClock) -> CellResult:
         """Run one cell under its clock. What goes wrong in the sandbox is in the result."""
@@ -73,6 +83,8 @@ class LeasedSandbox:
                 facts,
                 worker_is_out_of_reach=self.runtime == "runc",
             )
+            if loss is SandboxLoss.ENGINE_GONE:
+                self._on_trouble()
             return result.lost_for(loss)
         return judged(result, facts, self._sizes)
 
@@ -117,6 +129,13 @@ class SandboxLeases:
         self._max_str_bytes = memory_bytes // _STR_SHARE
         self._sizes = {Resource.MEMORY: memory_bytes, **(sizes or {})}
         self._of_runtimes = of_runtimes or {}
+        self._on_trouble: OnTrouble = _nothing
+
+    def telling(self, on_trouble: OnTrouble) -> "SandboxLeases":
+        """The same, but that somebody is told when the engine costs a run its sandbox."""
+        leases = copy.copy(self)
+        leases._on_trouble = on_trouble
+        return leases
 
     @asynccontextmanager
     async def open(
@@ -162,11 +181,23 @@ class SandboxLeases:
 
         async with AsyncExitStack() as stack:
             try:
-                made = await begun(stack, own=bool(hash_seed))
-            except SandboxLostError:
-                # One that waited can have died unseen. The next is made for this lease, so it ends here.
-                await stack.aclose()
-                made = await begun(stack, own=True)
+                try:
+                    made = await begun(stack, own=bool(hash_seed))
+                except SandboxLostError:
+                    # One that waited can have died unseen. The next is made for this lease, so it ends here.
+                    await stack.aclose()
+                    made = await begun(stack, own=True)
+            except (EngineError, SandboxStartError, SandboxLostError, OSError):
+                # OSError: the state directory has no room for its sockets.
+                self._on_trouble()
+                raise
             wait_s = time.monotonic() - asked_s
             sizes = self._of_runtimes.get(runtime, self._sizes)
-            yield LeasedSandbox(made, self._driver, sizes=sizes, wait_s=wait_s, hash_seed=hash_seed)
+            yield LeasedSandbox(
+                made,
+                self._driver,
+                sizes=sizes,
+                wait_s=wait_s,
+                hash_seed=hash_seed,
+                on_trouble=self._on_trouble,
+            )

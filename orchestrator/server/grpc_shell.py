@@ -365,13 +365,16 @@ class Port:
 
 
 @asynccontextmanager
-async def open_port(office: Office, address: str, *, tls: Tls | None = None) -> AsyncIterator[Port]:
+async def open_port(
+    office: Office, address: str, *, tls: Tls | None = None, is_ready: bool = True
+) -> AsyncIterator[Port]:
     """Serve clients for the length of the block.
 
     Args:
         office: What they ask.
         address: `HOST:PORT`.
         tls: None for none: then only for this machine, or behind what ends TLS before it.
+        is_ready: What health says until `say_ready` is called.
 
     Raises:
         MachineError: Nothing can listen there, or a TLS file cannot be used.
@@ -392,7 +395,7 @@ async def open_port(office: Office, address: str, *, tls: Tls | None = None) -> 
         raise MachineError(f"nothing can listen on {address!r}; is a server there already?") from error
     try:
         opened = Port(f"{address.rpartition(':')[0]}:{port}", health_servicer)
-        await opened.say_ready(True)
+        await opened.say_ready(is_ready)
         yield opened
     finally:
         # Watches have been ended by the service; what is left has seconds.

@@ -1,8 +1,9 @@
 """The server as a whole: it opens every part, says that it is ready, and ends in an order that loses nothing.
 
 Opening: state directory, database, machine, provider, then the service, which takes up what the server before
-left, then the ports. Ending is the other way round, after a drain: from its first moment no new run is taken
-and health says so; runs have their grace; watches end; the ports close.
+left, then the ports. A provider that does not answer is no reason not to open: the runs wait for it. Ending
+is the other way round, after a drain: from its first moment no new run is taken and health says so; runs have
+their grace; watches end; the ports close.
 """
 
 import asyncio
@@ -27,7 +28,16 @@ from orchestrator.server.http.app import make_app
 from orchestrator.server.http.listening import Certificates, listening
 from orchestrator.server.metrics import ServiceMetrics
 from orchestrator.server.metrics_port import metrics_port
-from orchestrator.server.readiness import Readiness, looking
+from orchestrator.server.readiness import (
+    DATABASE,
+    DISK,
+    DRAINING,
+    ENGINE,
+    PROVIDER,
+    Readiness,
+    looking,
+    room_in,
+)
 from orchestrator.server.traces import open_traces, provider_name
 from orchestrator.service import windows
 from orchestrator.service.books import Books
@@ -141,20 +151,33 @@ async def _serving(
                     max_running=settings.service.max_runs,
                     drain_grace_s=settings.service.drain_s,
                     hooks=hooks,
+                    is_held=True,
                 )
             )
         )
         port = await stack.enter_async_context(
-            open_port(office, settings.service.grpc, tls=_tls(settings.service))
+            open_port(office, settings.service.grpc, tls=_tls(settings.service), is_ready=False)
         )
-        readiness = Readiness(database, provider)
+        readiness = Readiness(
+            {
+                DATABASE: database.ping,
+                ENGINE: machine.look,
+                PROVIDER: models.look_at_provider,
+                DISK: room_in(settings.state_dir),
+            },
+            provider,
+        )
 
-        def is_ready() -> bool:
-            return office.is_ready and readiness.is_ready
+        def not_ready() -> Sequence[str]:
+            return readiness.told if office.is_ready else (DRAINING, *readiness.told)
 
-        http = await stack.enter_async_context(_http(settings.service, office, is_ready))
+        async def say_ready(is_ready: bool) -> None:
+            await port.say_ready(is_ready)
+            office.hold(not is_ready, but_one=models.one_may_try and readiness.told == (PROVIDER,))
+
+        http = await stack.enter_async_context(_http(settings.service, office, not_ready))
         read_at = await stack.enter_async_context(_metrics(settings.service, metrics))
-        await stack.enter_async_context(looking(readiness, say_ready=port.say_ready, on_broken=stop.set))
+        await stack.enter_async_context(looking(readiness, say_ready=say_ready, on_broken=stop.set))
         served = Served(office=office, grpc=port.address, http=http, metrics=read_at)
         yield served, lambda: _drain(office, port), readiness
 
@@ -246,13 +269,13 @@ def _home_id(directory: Path) -> str:
 
 @asynccontextmanager
 async def _http(
-    settings: ServiceSettings, office: ServiceOffice, is_ready: Callable[[], bool]
+    settings: ServiceSettings, office: ServiceOffice, not_ready: Callable[[], Sequence[str]]
 ) -> AsyncIterator[str]:
     if settings.http == OFF:
         yield ""
         return
     host, port = _host_port(settings.http, "RLM_HTTP")
-    app = make_app(office, is_ready)
+    app = make_app(office, lambda: not not_ready(), why_not=not_ready)
     async with listening(app, host=host, port=port, certificates=_certificates(settings)) as (_, bound):
         yield f"{settings.http.rpartition(':')[0]}:{bound}"
 

@@ -8,12 +8,16 @@ Rules:
    again until it does, or the server drains.
 3. A run whose events cannot be stored does not go on: nothing must be paid that nobody knows of. It is left
    as it stands, and resumed when the store answers again.
-4. Draining starts nothing. What still runs when the grace is over is left: its record takes nothing more, as
+4. A run that the machine fails, be it an engine that is away or a disk that is full, is left as it stands
+   too, and goes on in a new sandbox. Nothing else is started for `MACHINE_RESTS_S` then, and nothing at all
+   while the server is not ready (`hold`).
+5. Draining starts nothing. What still runs when the grace is over is left: its record takes nothing more, as
    if the server had been killed, and the next server resumes it from there.
 """
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -60,6 +64,8 @@ _ASK_AGAIN_S = 1.0
 """A tenant whose runs other servers run is asked about so often; so is a store that does not answer ..."""
 _LONGEST_PAUSE_S = 30.0
 """... and then ever less often."""
+MACHINE_RESTS_S = 10.0
+"""After it failed a run: so long until a look at it has found out what is the matter."""
 MAX_RESUMES = 20
 """A run that is resumed more often does not get any further."""
 
@@ -177,6 +183,7 @@ class Execution:
         open_account: OpenAccount,
         max_running: int,
         hooks: Sequence[ServiceHook] = (),
+        is_held: bool = False,
     ) -> None:
         """Runs nothing yet.
 
@@ -191,6 +198,7 @@ class Execution:
             open_account: Who pays.
             max_running: Runs at once.
             hooks: Told of runs.
+            is_held: See `hold`.
         """
         self._books = books
         self._machine = machine
@@ -207,6 +215,8 @@ class Execution:
         """On the shelf, by context id."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
+        self._is_held = is_held
+        self._resting: asyncio.TimerHandle | None = None
         self.on_left: OnLeft = lambda _run, _tenant, _is_cancelled: None
         """Told of a run that was left although this server goes on, and whether it was cancelled meanwhile:
         who resumes runs sets it."""
@@ -278,6 +288,17 @@ class Execution:
         self._over(job)
         return True
 
+    def hold(self, held: bool, *, but_one: bool = False) -> None:
+        """Start no run that waits, or go on. What runs goes on in any case.
+
+        Args:
+            held: Whether to hold them.
+            but_one: Start the one whose turn it is all the same: what it meets tells how things stand.
+        """
+        self._is_held = False
+        self._fill(at_most=int(but_one) if held else sys.maxsize)
+        self._is_held = held
+
     def forget_context(self, tenant_id: TenantId, context_id: str) -> None:
         """A context was deleted: it is not kept on the machine either."""
         content_id = self._content_ids.pop(context_id, None)
@@ -302,6 +323,8 @@ class Execution:
     async def aclose(self) -> None:
         """End whatever is left, at once."""
         await self.drain(0.0)
+        if self._resting is not None:
+            self._resting.cancel()
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
@@ -315,9 +338,14 @@ class Execution:
 
     # --- One run --------------------------------------------------------------------------------------
 
-    def _fill(self) -> None:
+    def _fill(self, *, at_most: int = sys.maxsize) -> None:
         """Start whatever has its turn and its room."""
-        while not self._draining.is_set() and (waiting := self._queue.next()) is not None:
+        for _ in range(at_most):
+            if self._draining.is_set() or self._is_held or self._resting is not None:
+                return
+            waiting = self._queue.next()
+            if waiting is None:
+                return
             job = self._jobs[waiting.run_id]
             with log_context(tenant_id=job.row.tenant_id, run_id=job.row.run_id):
                 job.task = self._begin(self._carry(job))
@@ -371,6 +399,24 @@ class Execution:
         self._queue.hold_back(tenant_id, held=False)
         self._fill()
 
+    def _rest(self) -> None:
+        """Start nothing for a while."""
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting = asyncio.get_running_loop().call_later(MACHINE_RESTS_S, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._fill()
+
+    def _failed_by_the_machine(self, job: _Job) -> None:
+        """The run goes on later. Nothing that becomes of it from here on is recorded."""
+        if job.is_cancelled or job.is_ending or job.record.is_left:
+            return
+        _log.warning("run %s is left as it stands: the machine failed it", job.row.run_id)
+        job.record.is_left = True
+        self._rest()
+
     async def _to_end(self, job: _Job) -> End | None:
         """The run's end, or None when it is left as it stands."""
         try:
@@ -382,9 +428,12 @@ class Execution:
         except StoreError as error:
             job.record.is_left = True
             _log.warning("a run is left as it stands: %s", error)
-        except (CallerError, MachineError) as error:
+        except CallerError as error:
             if not job.record.is_left:
                 return End(_FAILED, str(error))
+        except MachineError as error:
+            _log.warning("a run is left as it stands: %s", error)
+            self._failed_by_the_machine(job)
         except OrchestratorError as error:
             _log.error("a run failed", exc_info=error)
             if not job.record.is_left:
@@ -399,7 +448,13 @@ class Execution:
     async def _run(self, job: _Job, observers: Sequence[Observer]) -> End:
         row, tenant_id = job.row, job.row.tenant_id
         decided = decide(row.options, job.tenant, self._offer)
-        machine = self._machine
+
+        def on_trouble() -> None:
+            self._failed_by_the_machine(job)
+            # Not at once: the run hears of what failed first.
+            self._soon(job.stop)
+
+        machine = replace(self._machine, leases=self._machine.leases.telling(on_trouble))
         tenant = Tenant(tenant_id=tenant_id, account=self._open_account(job.tenant, row.run_id))
         async with (
             self._context(row, machine, tenant) as context,

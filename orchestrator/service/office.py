@@ -107,6 +107,8 @@ class OfficeParts:
     """The id of the state directory."""
     max_running: int
     drain_grace_s: float
+    is_held: bool = False
+    """Whether no run is started before `hold(False)`."""
     hooks: Sequence[ServiceHook] = ()
 
 
@@ -136,6 +138,7 @@ class ServiceOffice:
             open_account=parts.open_account,
             max_running=parts.max_running,
             hooks=parts.hooks,
+            is_held=parts.is_held,
         )
         self._recovery = Recovery(books, self._execution, self._desk, home=parts.home)
         self._retention = Retention(books, self._desk, self._execution)
@@ -172,6 +175,10 @@ class ServiceOffice:
         if taken_up:
             _log.info("%d runs that had not ended were taken up", taken_up)
         self._begin(self._sweep_now_and_then())
+
+    def hold(self, held: bool, *, but_one: bool = False) -> None:
+        """Start no run that waits, or go on. See `Execution.hold`."""
+        self._execution.hold(held, but_one=but_one)
 
     async def drain(self) -> None:
         """No new runs from now on; return when those that run have ended or were left to the next server."""

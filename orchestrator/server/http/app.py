@@ -89,6 +89,7 @@ def make_app(
     metrics: Metrics | None = None,
     *,
     routes: Sequence[Route] = ROUTES,
+    why_not: Callable[[], Sequence[str]] = tuple,
 ) -> Starlette:
     """The application.
 
@@ -97,6 +98,7 @@ def make_app(
         is_ready: Whether new runs are taken.
         metrics: What `/metrics` gives; None for no such path.
         routes: All that takes a key.
+        why_not: What keeps the server from being ready, a sentence each that anybody may read.
     """
     house = _House(office=office, room=Room(), under_way=Counter())
     openapi = document(routes, version("rlm-orchestrator"))
@@ -105,7 +107,9 @@ def make_app(
         return JSONResponse({"status": "alive"})
 
     async def readyz(_request: Request) -> Response:
-        return JSONResponse({"status": "ready"}) if is_ready() else JSONResponse({"status": "not ready"}, 503)
+        if is_ready():
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "because": list(why_not())}, 503)
 
     async def openapi_json(_request: Request) -> Response:
         return JSONResponse(openapi)

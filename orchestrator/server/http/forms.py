@@ -365,6 +365,8 @@ class StateReply(_Given):
     """Whether the server is alive, or ready."""
 
     status: str
+    because: list[str] = []
+    """What keeps it from being ready, a sentence each."""
 
 
 def _time(at: float) -> str:
