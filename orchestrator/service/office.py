@@ -51,6 +51,7 @@ from orchestrator.service.rules import (
     check_role,
     decide,
 )
+from orchestrator.service.standing import Standing
 from orchestrator.service.watching import Watching
 from orchestrator.shielding import run_shielded
 from orchestrator.store.books import AuditRow, ContextRow, RunFilter, RunRow, RunState
@@ -127,6 +128,7 @@ class ServiceOffice:
         self._shelf = ContextShelf(parts.machine.contexts)
         self._desk = ContextDesk(parts.contexts_dir, books.contexts, home=parts.home)
         self._watching = Watching(books.trees)
+        self._standing = Standing(books.tenants, on_change=self._watching.look_again)
         self._execution = Execution(
             books=books,
             machine=parts.machine,
@@ -175,6 +177,7 @@ class ServiceOffice:
         if taken_up:
             _log.info("%d runs that had not ended were taken up", taken_up)
         self._begin(self._sweep_now_and_then())
+        self._begin(self._standing.look_on())
 
     def hold(self, held: bool, *, but_one: bool = False) -> None:
         """Start no run that waits, or go on. See `Execution.hold`."""
@@ -291,25 +294,26 @@ class ServiceOffice:
                 now = await self._books.runs.run(row.tenant_id, row.run_id)
                 return now is None or now.state is RunState.ENDED
 
-            watched = self._watching.watch(row.run_id, from_position, has_ended)
-            async with aclosing(watched):
-                async for entry in watched:
-                    yield entry
+            with self._standing.stream(caller) as stay:
+                watched = self._watching.watch(row.run_id, from_position, has_ended, check=stay.check)
+                async with aclosing(watched):
+                    async for entry in watched:
+                        yield entry
 
     async def read_text(self, caller: Caller, run_id: str, sha256: str) -> AsyncIterator[bytes]:
         """See `Office.read_text`."""
         with _answering():
             self._enter("ReadText", caller)
             row = await self._run(caller, run_id)
-            if not sha256:
-                text = row.answer
-            else:
-                is_hash = _SHA256.fullmatch(sha256)
-                text = await self._books.trees.tree_blob(row.run_id, sha256) if is_hash else None
-            if text is None:
+            if sha256 and not _SHA256.fullmatch(sha256):
                 raise NotFoundError(_NO_TEXT)
-            for start in range(0, len(text), TEXT_PART_BYTES):
-                yield text[start : start + TEXT_PART_BYTES]
+            with self._standing.stream(caller) as stay:
+                start = 0
+                # Read as it is taken: thousands who take nothing must not hold a text of megabytes each.
+                while part := await self._text_part(row, sha256, start):
+                    stay.check()
+                    yield part
+                    start += len(part)
 
     @_stored
     async def cancel_run(self, caller: Caller, run_id: str) -> RunRow:
@@ -365,6 +369,8 @@ class ServiceOffice:
     async def write_upload(self, caller: Caller, context_id: str, offset: int, data: bytes) -> Upload:
         """See `Office.write_upload`."""
         self._enter("Upload", caller, is_new=True)
+        # One upload may take hours, and its key was shown at its beginning.
+        await self._standing.confirm(caller)
         row = await self._context_row(caller, context_id)
         upload = await self._desk.write(row, offset, data)
         if upload.context.is_complete:
@@ -435,6 +441,16 @@ class ServiceOffice:
         if row is None or row.is_inline:
             raise NotFoundError(_NO_CONTEXT)
         return row
+
+    async def _text_part(self, row: RunRow, sha256: str, start: int) -> bytes:
+        books, part = self._books, {"start": start, "max_bytes": TEXT_PART_BYTES}
+        if sha256:
+            text = await books.trees.tree_blob_part(row.run_id, sha256, **part)
+        else:
+            text = await books.runs.answer(row.tenant_id, row.run_id, **part)
+        if text is None:
+            raise NotFoundError(_NO_TEXT)
+        return text
 
     def _now(self, row: RunRow) -> RunRow:
         """With what it was billed up to now."""

@@ -11,6 +11,7 @@ Rules:
 4. A watch ends behind the last event of a run that has ended. When the server leaves a run, it ends with
    `UnavailableError`, and goes on wherever the run does.
 5. Watchers that want the same page of the store at the same time have it read once.
+6. Who may not watch any more is given nothing more, also of a page that was read before (`standing`).
 """
 
 import asyncio
@@ -129,8 +130,18 @@ class Watching:
         for run_id in tuple(self._topics):
             self.left(run_id)
 
+    def look_again(self) -> None:
+        """Everybody looks whether he may still watch."""
+        for topic in self._topics.values():
+            topic.wake()
+
     async def watch(
-        self, run_id: RunId, from_position: int, has_ended: Callable[[], Awaitable[bool]]
+        self,
+        run_id: RunId,
+        from_position: int,
+        has_ended: Callable[[], Awaitable[bool]],
+        *,
+        check: Callable[[], None],
     ) -> AsyncGenerator[tuple[int, bytes], None]:
         """Positions and events, see `Office.watch_run`.
 
@@ -138,8 +149,10 @@ class Watching:
             run_id: Of the root run.
             from_position: The first to tell of.
             has_ended: Asked about a run that does not run here.
+            check: Raises when nothing more may be given.
 
         Raises:
+            OrchestratorError: What `check` raises.
             StoreError: The store does not answer.
             UnavailableError: This server leaves the run.
         """
@@ -155,10 +168,12 @@ class Watching:
                 if page is None:
                     page = await self._read(run_id, position)
                 for at, data in page:
+                    check()
                     yield at, data
                 position += len(page)
                 if page:
                     continue
+                check()
                 if is_over:
                     return
                 if topic.is_left:

@@ -9,7 +9,7 @@ Rules that every implementation keeps:
 3. What is deleted is gone from the database; what it cost, and that it was deleted, stays.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -21,6 +21,8 @@ from orchestrator.trajectory import Event
 
 LISTED_TEXT_BYTES = 4_096
 """Of a question and of an answer in a list."""
+ANSWER_HEAD_BYTES = 64 * 1024
+"""Of an answer, where one run is looked at: clients look often, and an answer may have megabytes."""
 
 
 class Role(StrEnum):
@@ -120,7 +122,8 @@ class RunRow:
     outcome: str = ""
     error: str = ""
     answer: bytes | None = None
-    """UTF-8. In lists its head only, like the question's."""
+    """UTF-8. What comes from a store is its head (`ANSWER_HEAD_BYTES`), in lists a shorter one, like the
+    question's; `RunBook.answer` has the rest."""
     answer_length_bytes: int = 0
     """Of the whole answer."""
     confirmed: Amounts = ZERO
@@ -229,6 +232,10 @@ class TenantBook(Protocol):
         """Whose key it is; None when it is unknown, revoked, or its tenant was removed."""
         ...
 
+    async def opening(self, key_ids: Collection[str]) -> frozenset[str]:
+        """Those of these keys that open something now: not revoked, and their tenants not removed."""
+        ...
+
 
 class RunBook(Protocol):
     """Root runs. Their events are `RunStore`'s."""
@@ -251,6 +258,10 @@ class RunBook(Protocol):
 
     async def run(self, tenant_id: TenantId, run_id: RunId) -> RunRow | None:
         """One run of the tenant's."""
+        ...
+
+    async def answer(self, tenant_id: TenantId, run_id: RunId, *, start: int, max_bytes: int) -> bytes | None:
+        """A part of its answer, empty behind its end; None when there is no answer, or no such run."""
         ...
 
     async def runs(
@@ -436,4 +447,8 @@ class TreeBook(Protocol):
 
     async def tree_blob(self, root: RunId, sha256: str) -> bytes | None:
         """A long text that an event of this tree refers to."""
+        ...
+
+    async def tree_blob_part(self, root: RunId, sha256: str, *, start: int, max_bytes: int) -> bytes | None:
+        """A part of one, empty behind its end."""
         ...

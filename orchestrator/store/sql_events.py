@@ -6,7 +6,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Table, bindparam, exists, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    LargeBinary,
+    Select,
+    Table,
+    bindparam,
+    exists,
+    func,
+    select,
+    type_coerce,
+    update,
+)
 
 from orchestrator.errors import InvariantError
 from orchestrator.ids import RunId, TenantId
@@ -55,6 +66,12 @@ class SqlTreeBook:
         return await _blob(
             self._database, select(its.data).where(its.root_run_id == root, its.sha256 == sha256)
         )
+
+    async def tree_blob_part(self, root: RunId, sha256: str, *, start: int, max_bytes: int) -> bytes | None:
+        """See `TreeBook.tree_blob_part`."""
+        its = tables.blobs.c
+        part = type_coerce(func.substr(its.data, start + 1, max_bytes), LargeBinary)
+        return await _blob(self._database, select(part).where(its.root_run_id == root, its.sha256 == sha256))
 
 
 class SqlRunStore:
@@ -242,7 +259,7 @@ class _Batch:
         }
 
 
-async def _blob(database: Database, found: Select[tuple[bytes]]) -> bytes | None:
+async def _blob(database: Database, found: Select[Any]) -> bytes | None:
     async def work(connection: Transaction) -> bytes | None:
         data: Any = (await connection.execute(found)).scalar_one_or_none()
         return None if data is None else bytes(data)

@@ -3,13 +3,26 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import LargeBinary, Row, Select, delete, exists, func, select, tuple_, type_coerce, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    LargeBinary,
+    Row,
+    Select,
+    delete,
+    exists,
+    func,
+    select,
+    tuple_,
+    type_coerce,
+    update,
+)
 
 from orchestrator.budget import Amounts
 from orchestrator.errors import BudgetExceededError, CallIdReusedError, InvariantError, NotFoundError
 from orchestrator.ids import RunId, TenantId
 from orchestrator.store.backend import Transaction
-from orchestrator.store.books import LISTED_TEXT_BYTES, Quota, RunFilter, RunRow, RunState
+from orchestrator.store.books import ANSWER_HEAD_BYTES, LISTED_TEXT_BYTES, Quota, RunFilter, RunRow, RunState
 from orchestrator.store.database import Database
 from orchestrator.store.sql_tenants import lock_tenant
 from orchestrator.store.sql_usage import lock_windows
@@ -71,6 +84,20 @@ class SqlRunBook:
         async def work(connection: Transaction) -> RunRow | None:
             row = (await connection.execute(found)).one_or_none()
             return None if row is None else _row(row)
+
+        return await self._database.read(work)
+
+    async def answer(self, tenant_id: TenantId, run_id: RunId, *, start: int, max_bytes: int) -> bytes | None:
+        """See `RunBook.answer`."""
+        found = (
+            select(_part(run_texts.c.answer, start, max_bytes))
+            .join(runs)
+            .where(runs.c.run_id == run_id, runs.c.tenant_id == tenant_id)
+        )
+
+        async def work(connection: Transaction) -> bytes | None:
+            part: Any = (await connection.execute(found)).scalar_one_or_none()
+            return None if part is None else bytes(part)
 
         return await self._database.read(work)
 
@@ -307,17 +334,20 @@ _ANSWER_LENGTH = func.coalesce(func.length(run_texts.c.answer), 0).label("answer
 
 
 def _whole() -> Select[Any]:
-    return select(runs, run_texts.c.question, run_texts.c.answer, _ANSWER_LENGTH).join(run_texts)
+    """All but a long answer's rest."""
+    head = _part(run_texts.c.answer, 0, ANSWER_HEAD_BYTES)
+    return select(runs, run_texts.c.question, head, _ANSWER_LENGTH).join(run_texts)
 
 
 def _with_heads() -> Select[Any]:
-    heads = [
-        type_coerce(func.substr(type_coerce(column, LargeBinary), 1, LISTED_TEXT_BYTES), LargeBinary).label(
-            column.name
-        )
-        for column in (run_texts.c.question, run_texts.c.answer)
-    ]
+    heads = [_part(column, 0, LISTED_TEXT_BYTES) for column in (run_texts.c.question, run_texts.c.answer)]
     return select(runs, *heads, _ANSWER_LENGTH).join(run_texts)
+
+
+def _part(column: Column[Any], start: int, max_bytes: int) -> ColumnElement[bytes]:
+    """Bytes of a text, under its column's name; SQL counts from 1."""
+    part = func.substr(type_coerce(column, LargeBinary), start + 1, max_bytes)
+    return type_coerce(part, LargeBinary).label(column.name)
 
 
 def _row(row: Row[Any]) -> RunRow:

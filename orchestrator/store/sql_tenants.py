@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import string
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,8 @@ _KEY_CHARS = string.digits + string.ascii_letters
 _KEY_LENGTH = 40
 _HINT_CHARS = 4
 MAX_NAME_CHARS = 100
+_KEYS_IN_QUERY = 500
+"""A statement has room for some thousands of values."""
 
 
 class SqlTenantBook:
@@ -184,6 +186,26 @@ class SqlTenantBook:
                 select(tenants).where(tenants.c.tenant_id == key_row.tenant_id)
             )
             return _tenant(tenant_row.one()), _key(key_row)
+
+        return await self._database.read(work)
+
+    async def opening(self, key_ids: Collection[str]) -> frozenset[str]:
+        """See `TenantBook.opening`."""
+        wanted, opening = sorted(key_ids), set[str]()
+        for begin in range(0, len(wanted), _KEYS_IN_QUERY):
+            opening |= await self._opening(wanted[begin : begin + _KEYS_IN_QUERY])
+        return frozenset(opening)
+
+    async def _opening(self, key_ids: Sequence[str]) -> set[str]:
+        found = (
+            select(api_keys.c.key_id)
+            .join(tenants, tenants.c.tenant_id == api_keys.c.tenant_id)
+            .where(api_keys.c.key_id.in_(key_ids))
+            .where(api_keys.c.revoked_at.is_(None), tenants.c.removed_at.is_(None))
+        )
+
+        async def work(connection: Transaction) -> set[str]:
+            return set((await connection.execute(found)).scalars())
 
         return await self._database.read(work)
 

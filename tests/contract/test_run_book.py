@@ -8,7 +8,7 @@ import pytest
 from orchestrator.budget import Amounts
 from orchestrator.errors import BudgetExceededError, CallIdReusedError, InvariantError, NotFoundError
 from orchestrator.ids import RunId, TenantId
-from orchestrator.store.books import LISTED_TEXT_BYTES, Quota, RunFilter, RunRow, RunState
+from orchestrator.store.books import ANSWER_HEAD_BYTES, LISTED_TEXT_BYTES, Quota, RunFilter, RunRow, RunState
 from orchestrator.store.database import Database, open_database
 from orchestrator.store.sql_contexts import SqlContextBook
 from orchestrator.store.sql_runs import SqlRunBook
@@ -188,8 +188,10 @@ async def test_lists_are_filtered(book: SqlRunBook, anna: TenantId) -> None:
     assert await ids(book, anna, RunFilter(created_before=20.0)) == [a.run_id]
 
 
-async def test_lists_hold_the_heads_of_texts_and_a_run_all_of_them(book: SqlRunBook, anna: TenantId) -> None:
-    question, answer = "€" * LISTED_TEXT_BYTES, b"a" * (2 * LISTED_TEXT_BYTES)
+async def test_lists_hold_the_heads_of_texts_a_run_a_longer_one_of_its_answer_and_parts_give_all_of_it(
+    book: SqlRunBook, anna: TenantId
+) -> None:
+    question, answer = "€" * LISTED_TEXT_BYTES, b"abc" * ANSWER_HEAD_BYTES
     row = await create(book, a_run(anna, question=question))
     await end(book, row.run_id, answer=answer)
     (listed,) = await book.runs(anna, ALL_RUNS, limit=5)
@@ -199,7 +201,15 @@ async def test_lists_hold_the_heads_of_texts_and_a_run_all_of_them(book: SqlRunB
     assert listed.answer_length_bytes == len(answer)
     whole = await book.run(anna, row.run_id)
     assert whole is not None
-    assert (whole.question, whole.answer, whole.answer_length_bytes) == (question, answer, len(answer))
+    assert (whole.question, whole.answer_length_bytes) == (question, len(answer))
+    assert whole.answer == answer[:ANSWER_HEAD_BYTES]
+    middle = await book.answer(anna, row.run_id, start=ANSWER_HEAD_BYTES, max_bytes=len(answer))
+    assert middle == answer[ANSWER_HEAD_BYTES:]
+    assert await book.answer(anna, row.run_id, start=7, max_bytes=5) == answer[7:12]
+    assert await book.answer(anna, row.run_id, start=len(answer), max_bytes=5) == b""
+    assert await book.answer(TenantId("tother"), row.run_id, start=0, max_bytes=5) is None
+    unanswered = await create(book, a_run(anna))
+    assert await book.answer(anna, unanswered.run_id, start=0, max_bytes=5) is None
 
 
 async def test_the_end_of_a_run_is_stored_once(book: SqlRunBook, anna: TenantId) -> None:

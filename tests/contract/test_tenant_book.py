@@ -117,6 +117,20 @@ async def test_a_revoked_key_is_unknown_from_then_on_and_others_are_not(book: Sq
     assert (await book.keys(anna.tenant_id))[0] == first
 
 
+async def test_of_keys_those_open_something_that_are_neither_revoked_nor_a_removed_tenants(
+    book: SqlTenantBook,
+) -> None:
+    anna, ben = await book.add_tenant("anna", RULES), await book.add_tenant("ben", RULES)
+    good, revoked = [(await book.add_key(anna.tenant_id, Role.RUN))[0].key_id for _ in range(2)]
+    gone = (await book.add_key(ben.tenant_id, Role.RUN))[0].key_id
+    assert await book.opening([good, revoked, gone, "knone"]) == {good, revoked, gone}
+    await book.revoke_key(anna.tenant_id, revoked)
+    await book.remove_tenant(ben.tenant_id)
+    many = [f"k{number}" for number in range(1_200)]
+    assert await book.opening([*many, good, revoked, gone]) == {good}
+    assert await book.opening([]) == frozenset()
+
+
 async def test_a_key_of_another_tenant_cannot_be_revoked(book: SqlTenantBook) -> None:
     anna, ben = await book.add_tenant("anna", RULES), await book.add_tenant("ben", RULES)
     row, key = await book.add_key(anna.tenant_id, Role.RUN)

@@ -138,6 +138,9 @@ async def test_a_text_is_found_in_its_own_tree_only(
     await book.tree(anna, root).append(root, 0, turns(root, 0, 1), blobs={HASH: b"text"})
     assert await book.tree_blob(root, HASH) == b"text"
     assert await book.tree_blob(other, HASH) is None
+    assert await book.tree_blob_part(root, HASH, start=1, max_bytes=2) == b"ex"
+    assert await book.tree_blob_part(root, HASH, start=4, max_bytes=2) == b""
+    assert await book.tree_blob_part(other, HASH, start=0, max_bytes=2) is None
 
 
 async def test_a_ledger_entry_and_its_event_are_stored_together_or_not_at_all(

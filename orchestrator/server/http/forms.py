@@ -222,7 +222,7 @@ class RunReply(_Given):
             answer=None
             if row.answer is None
             else _cut(answer, _LISTED_BYTES if listed else _SHOWN_ANSWER_BYTES),
-            answer_length_bytes=len(answer),
+            answer_length_bytes=max(row.answer_length_bytes, len(answer)),
             question=_cut(
                 row.question.encode("utf-8", "replace"), _LISTED_BYTES if listed else _SHOWN_QUESTION_BYTES
             ),

@@ -35,6 +35,9 @@ class Trees:
     async def tree_blob(self, root: RunId, sha256: str) -> bytes | None:
         raise AssertionError("no event has one")
 
+    async def tree_blob_part(self, root: RunId, sha256: str, *, start: int, max_bytes: int) -> bytes | None:
+        raise AssertionError("no event has one")
+
     def append(self, count: int = 1) -> tuple[int, list[Event]]:
         """Store events; their first position, and they."""
         first = len(self.stored)
@@ -49,6 +52,10 @@ async def never() -> bool:
 
 async def always() -> bool:
     return True
+
+
+def free() -> None:
+    """Everybody may go on watching."""
 
 
 async def collect(events: AsyncIterator[tuple[int, bytes]], into: list[tuple[int, bytes]]) -> None:
@@ -68,7 +75,7 @@ async def test_the_past_comes_first_and_then_what_happens_without_a_hole_or_a_re
     live = Watching(trees)
     told = live.here(ROOT)
     seen: list[tuple[int, bytes]] = []
-    watcher = asyncio.create_task(collect(live.watch(ROOT, 0, never), seen))
+    watcher = asyncio.create_task(collect(live.watch(ROOT, 0, never, check=free), seen))
     for _ in range(30):
         told(*trees.append(3))
         await asyncio.sleep(0)
@@ -83,7 +90,7 @@ async def test_a_watcher_begins_where_it_says() -> None:
     trees = Trees()
     trees.append(10)
     seen: list[tuple[int, bytes]] = []
-    await collect(Watching(trees).watch(ROOT, 7, always), seen)
+    await collect(Watching(trees).watch(ROOT, 7, always, check=free), seen)
     assert [position for position, _ in seen] == [7, 8, 9]
 
 
@@ -92,7 +99,7 @@ async def test_a_position_that_is_yet_to_come_is_waited_for() -> None:
     live = Watching(trees)
     told = live.here(ROOT)
     seen: list[tuple[int, bytes]] = []
-    watcher = asyncio.create_task(collect(live.watch(ROOT, 5, never), seen))
+    watcher = asyncio.create_task(collect(live.watch(ROOT, 5, never, check=free), seen))
     await settle()
     for _ in range(8):
         told(*trees.append())
@@ -107,7 +114,7 @@ async def test_appends_that_are_told_of_in_the_other_order_leave_no_hole() -> No
     live = Watching(trees)
     told = live.here(ROOT)
     seen: list[tuple[int, bytes]] = []
-    watcher = asyncio.create_task(collect(live.watch(ROOT, 0, never), seen))
+    watcher = asyncio.create_task(collect(live.watch(ROOT, 0, never, check=free), seen))
     await settle()
     told(*trees.append(2))
     await settle()
@@ -127,7 +134,7 @@ async def test_a_thousand_watchers_of_what_happens_ask_the_store_for_the_past_on
     live = Watching(trees)
     told = live.here(ROOT)
     seen: list[list[tuple[int, bytes]]] = [[] for _ in range(1_000)]
-    watchers = [asyncio.create_task(collect(live.watch(ROOT, 0, never), one)) for one in seen]
+    watchers = [asyncio.create_task(collect(live.watch(ROOT, 0, never, check=free), one)) for one in seen]
     await settle()
     assert live.watchers == 1_000
     told(*trees.append())
@@ -151,7 +158,7 @@ async def test_a_watcher_that_takes_nothing_holds_nothing_and_misses_nothing(
     trees = Trees()
     live = Watching(trees)
     told = live.here(ROOT)
-    slow = live.watch(ROOT, 0, never)
+    slow = live.watch(ROOT, 0, never, check=free)
     told(*trees.append())
     seen = [await anext(slow)]
     for _ in range(200):
@@ -169,7 +176,7 @@ async def test_what_is_kept_has_a_limit_in_bytes_too(monkeypatch: pytest.MonkeyP
     trees = Trees()
     live = Watching(trees)
     told = live.here(ROOT)
-    watcher = asyncio.create_task(collect(live.watch(ROOT, 0, never), []))
+    watcher = asyncio.create_task(collect(live.watch(ROOT, 0, never, check=free), []))
     await settle()
     told(*trees.append(100))
     (topic,) = live._topics.values()
@@ -191,14 +198,14 @@ async def test_a_watch_is_cut_when_the_server_leaves_the_run_and_goes_on_elsewhe
     live = Watching(trees)
     told = live.here(ROOT)
     seen: list[tuple[int, bytes]] = []
-    watcher = asyncio.create_task(collect(live.watch(ROOT, 0, never), seen))
+    watcher = asyncio.create_task(collect(live.watch(ROOT, 0, never, check=free), seen))
     await settle()
     told(*trees.append(3))
     live.left(ROOT)
     with pytest.raises(UnavailableError):
         await watcher
     trees.append(2)
-    await collect(Watching(trees).watch(ROOT, seen[-1][0] + 1, always), seen)
+    await collect(Watching(trees).watch(ROOT, seen[-1][0] + 1, always, check=free), seen)
     assert seen == list(enumerate(trees.stored))
 
 
@@ -211,7 +218,7 @@ async def test_a_run_that_runs_elsewhere_is_looked_at_now_and_then(monkeypatch: 
         return ended
 
     seen: list[tuple[int, bytes]] = []
-    watcher = asyncio.create_task(collect(Watching(trees).watch(ROOT, 0, has_ended), seen))
+    watcher = asyncio.create_task(collect(Watching(trees).watch(ROOT, 0, has_ended, check=free), seen))
     for _ in range(3):
         trees.append()
         await asyncio.sleep(0.02)
@@ -223,7 +230,7 @@ async def test_a_run_that_runs_elsewhere_is_looked_at_now_and_then(monkeypatch: 
 async def test_a_watch_that_was_hung_up_on_leaves_nothing() -> None:
     trees = Trees()
     live = Watching(trees)
-    watcher = asyncio.create_task(collect(live.watch(ROOT, 0, never), []))
+    watcher = asyncio.create_task(collect(live.watch(ROOT, 0, never, check=free), []))
     await settle()
     watcher.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -243,7 +250,7 @@ async def test_watchers_that_want_the_same_page_have_it_read_once() -> None:
     live = Watching(trees)
     starts = range(40)
     seen: list[list[tuple[int, bytes]]] = [[] for _ in starts]
-    watches = [live.watch(ROOT, start, always) for start in starts]
+    watches = [live.watch(ROOT, start, always, check=free) for start in starts]
     await asyncio.gather(*map(collect, watches, seen))
     assert [[position for position, _ in into] for into in seen] == [list(range(n, 50)) for n in starts]
     # The page, and what follows it; some came when a read was under way that could be too old.
@@ -265,10 +272,10 @@ async def test_what_is_stored_while_an_older_read_is_under_way_is_not_missed() -
     live = Watching(trees)
     first: list[tuple[int, bytes]] = []
     second: list[tuple[int, bytes]] = []
-    older = asyncio.create_task(collect(live.watch(ROOT, 0, always), first))
+    older = asyncio.create_task(collect(live.watch(ROOT, 0, always, check=free), first))
     await settle()
     trees.append(1)
-    younger = asyncio.create_task(collect(live.watch(ROOT, 0, always), second))
+    younger = asyncio.create_task(collect(live.watch(ROOT, 0, always, check=free), second))
     await settle()
     may_end.set()
     await asyncio.gather(older, younger)
