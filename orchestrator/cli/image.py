@@ -18,7 +18,7 @@ from orchestrator.config import Settings
 from orchestrator.engine import connect
 from orchestrator.errors import ImageMissingError, InvalidRequestError, MachineError
 from orchestrator.machine import image_id
-from orchestrator.sandbox import image, image_transfer
+from orchestrator.sandbox import image, image_leftovers, image_transfer
 from orchestrator.sandbox.image_archive import Advance, ArchivedImage
 from orchestrator.sandbox.image_transfer import Contents
 
@@ -112,6 +112,33 @@ def show(settings: Settings, file: str, *, as_json: bool) -> Exit:
         ):
             held = image_transfer.contents(spool, archived)
     exits.put(json_line(_plain(archived, held)) if as_json else lines(archived, held))
+    return Exit.DONE
+
+
+def prune(settings: Settings, *, dry_run: bool) -> Exit:
+    """Remove what former versions and builds have left in the engine; a line each goes to stdout.
+
+    Raises:
+        MachineError: The engine does not answer.
+    """
+    files = image.sources()
+    with closing(connect()) as client:
+        present = image.built_id(client, image.source_hash(files))
+        pinned = {image.pinned(client, settings.image)} if settings.image else set()
+        found = image_leftovers.find(
+            client,
+            kept_ids=pinned | ({present} if present else set()),
+            kept_names={image.base_name(files["bootstrap-base"])},
+        )
+        for leftover in found:
+            size = f"{leftover.size_bytes / 1e6:.0f} MB"
+            why_kept = "" if dry_run else image_leftovers.remove(client, leftover)
+            if why_kept:
+                exits.tell(f"image: {leftover.name} stays: {why_kept}")
+            else:
+                exits.put(f"{'would remove' if dry_run else 'removed'} {leftover.name}, {size}")
+    if not found:
+        exits.tell("image: nothing is left over")
     return Exit.DONE
 
 

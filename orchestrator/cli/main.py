@@ -391,6 +391,21 @@ def image_show(
     raise typer.Exit(command.show(settings, file, as_json=as_json))
 
 
+@image.command("prune")
+def image_prune(
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List them, and remove nothing.")] = False,
+) -> None:
+    """Remove images that former versions and builds left: ours, in no container, and not the present one.
+
+    A server of another version on the same engine needs its own: end it before, or leave this.
+    """
+    settings = environment.settings()
+    from orchestrator.cli import image as command  # noqa: PLC0415 - docker
+
+    raise typer.Exit(command.prune(settings, dry_run=dry_run))
+
+
 @image.callback()
 def _image_group() -> None:
     """The sandbox image."""

@@ -200,10 +200,14 @@ def built_id(client: docker.DockerClient, source: str) -> str | None:
     return image.id if image.labels.get(SOURCE_LABEL) == source else None
 
 
+def base_name(recipe: bytes) -> str:
+    """The name of the local base image that `bootstrap-base` with this content stands for."""
+    return f"{BASE_REPOSITORY}:{hashlib.sha256(recipe).hexdigest()[:12]}"
+
+
 def _ensure_base(client: docker.DockerClient, recipe: bytes, say: Say) -> str:
     """The name of the local base image: there already, or pulled, or made on this machine."""
-    version = hashlib.sha256(recipe).hexdigest()[:12]
-    base = f"{BASE_REPOSITORY}:{version}"
+    base = base_name(recipe)
     with engine_errors("look for the base image"):
         try:
             client.images.get(base)
