@@ -23,6 +23,7 @@ from orchestrator.models.port import Model
 from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.pricing import ModelCard, Usage
 from orchestrator.run_report import RunReport, WholeContext
+from orchestrator.runs.call_slots import CallSlots
 from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
 from orchestrator.runs.past import TreePast
@@ -168,6 +169,8 @@ async def root_run(
     store: RunStore | None = None,
     resume: bool = False,
     after: Sequence[tuple[RunId, RunStore]] = (),
+    call_slots: CallSlots | None = None,
+    max_sandboxes: int | None = None,
 ) -> RunResult:
     """One run tree on a machine that may run others at the same time, of this tenant or of another.
 
@@ -192,6 +195,8 @@ async def root_run(
         after: Root runs of the tenant's over the same context that have ended, and where their events are:
             their cells are run again first, with their recorded answers, so that their variables are there.
             Of several, each began with the variables of the one before.
+        call_slots: Shared by all run trees that ask the same provider; None where there is one tree.
+        max_sandboxes: Of all the tenant's run trees on this machine together; None for no limit.
 
     Raises:
         InvalidRequestError: The tenant may not have this runtime; a run to continue has not ended.
@@ -225,8 +230,10 @@ async def root_run(
         treasury,
         max_concurrency=limits.max_concurrency,
         deadline_at_s=time.monotonic() + limits.deadline_s - elapsed_s,
+        slots=call_slots,
     )
-    async with machine.slots.admit(limits.max_depth) as slots:
+    admitted = machine.slots.admit(limits.max_depth, tenant_id=tenant.tenant_id, most=max_sandboxes)
+    async with admitted as slots:
         tree = RunTree(
             tenant_id=tenant.tenant_id,
             limits=limits,

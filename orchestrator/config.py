@@ -39,6 +39,7 @@ _KNOWN = {
     "RLM_MODEL",
     "RLM_SUB_MODEL",
     "RLM_MAX_RUNS",
+    "RLM_MAX_MODEL_CALLS",
     "RLM_DRAIN_S",
     "RLM_RUNTIMES",
     "RLM_TLS_CERT_FILE",
@@ -113,6 +114,9 @@ class ServiceSettings:
     """RLM_SUB_MODEL, of the sub-calls and child runs of those."""
     max_runs: int = 64
     """RLM_MAX_RUNS, root runs at once; mostly RLM_MAX_SANDBOXES binds before."""
+    max_model_calls: int = 256
+    """RLM_MAX_MODEL_CALLS, calls of models in flight at once, of all runs; the others wait, fairly between
+    tenants. A run's own limit is its `max_concurrency`."""
     runtimes: Sequence[str] = ()
     """RLM_RUNTIMES, `runc`, `runsc` or both, separated by commas: what runs may ask for; the first is for
     those that don't. Empty for runc, and runsc too where RLM_RUNSC_TENANTS holds somebody to it."""
@@ -213,6 +217,7 @@ def _service(environment: Mapping[str, str]) -> ServiceSettings:
         model=environment.get("RLM_MODEL") or plain.model,
         sub_model=environment.get("RLM_SUB_MODEL") or environment.get("RLM_MODEL") or plain.sub_model,
         max_runs=_positive(environment, "RLM_MAX_RUNS", plain.max_runs),
+        max_model_calls=_positive(environment, "RLM_MAX_MODEL_CALLS", plain.max_model_calls),
         runtimes=_runtimes(environment),
         drain_s=float(_whole(environment, "RLM_DRAIN_S", int(plain.drain_s))),
         tls_cert_file=_path(environment, "RLM_TLS_CERT_FILE"),

@@ -7,7 +7,7 @@ Rules:
    many, or began to wait with that many, longest ago. Among the run trees of the tenant it is the same.
 3. The one whose turn it is waits for its room, and nobody slips past: what wants many units at once is not
    starved by what wants one. Only a tenant that would then have more than it may (`most`) is passed over, all
-   of it, until it has given something back.
+   of it, until it has given something back. One that has nothing never is: it asked when it might have more.
 4. What is had at once is never more than there is, unless there has become less.
 
 What follows from them. Let T tenants wait, one of them B, which has nothing, and let all there is be taken.
@@ -81,7 +81,7 @@ class _Tenant(Generic[W]):
     """Trees of which somebody waits."""
 
     def may_have(self, count: int) -> bool:
-        return self.most is None or self.has + count <= self.most
+        return self.most is None or self.has + count <= self.most or not self.has
 
 
 class FairLine(Generic[W]):

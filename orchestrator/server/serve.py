@@ -149,6 +149,7 @@ async def _serving(
                     contexts_dir=service_dir / "contexts",
                     home=home,
                     max_running=settings.service.max_runs,
+                    max_model_calls=settings.service.max_model_calls,
                     drain_grace_s=settings.service.drain_s,
                     hooks=hooks,
                     is_held=True,

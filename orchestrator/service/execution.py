@@ -42,6 +42,7 @@ from orchestrator.ids import RunId, TenantId
 from orchestrator.machine import Machine
 from orchestrator.models.choice import Wanted
 from orchestrator.models.port import Model
+from orchestrator.runs.call_slots import CallSlots
 from orchestrator.runs.recorder import Observer
 from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS
 from orchestrator.service.books import Books
@@ -182,6 +183,7 @@ class Execution:
         offer: Offer,
         open_account: OpenAccount,
         max_running: int,
+        max_model_calls: int,
         hooks: Sequence[ServiceHook] = (),
         is_held: bool = False,
     ) -> None:
@@ -197,6 +199,7 @@ class Execution:
             offer: What runs are decided by.
             open_account: Who pays.
             max_running: Runs at once.
+            max_model_calls: Calls of models in flight at once, of all runs.
             hooks: Told of runs.
             is_held: See `hold`.
         """
@@ -210,6 +213,7 @@ class Execution:
         self._open_account = open_account
         self._hooks = hooks
         self._queue = FairQueue(max_running=max_running, sandboxes=offer.max_sandboxes)
+        self._call_slots = CallSlots(max_model_calls)
         self._jobs: dict[RunId, _Job] = {}
         self._content_ids: dict[str, str] = {}
         """On the shelf, by context id."""
@@ -333,7 +337,9 @@ class Execution:
     def _enqueue(self, row: RunRow, tenant: TenantRow) -> None:
         chain = decide(row.options, tenant, self._offer).limits.max_depth + 1
         self._queue.add(
-            Waiting(row.run_id, row.tenant_id, chain), max_running=tenant.rules.max_concurrent_runs
+            Waiting(row.run_id, row.tenant_id, chain),
+            max_running=tenant.rules.max_concurrent_runs,
+            max_sandboxes=tenant.rules.max_concurrent_sandboxes,
         )
 
     # --- One run --------------------------------------------------------------------------------------
@@ -471,6 +477,8 @@ class Execution:
                 store=job.record,
                 resume=job.resume,
                 after=await self._earlier(row),
+                call_slots=self._call_slots,
+                max_sandboxes=job.tenant.rules.max_concurrent_sandboxes,
             )
         answer = None if result.answer is None else result.answer.encode("utf-8", "replace")
         return End(result.outcome.value, result.why, answer)

@@ -107,6 +107,7 @@ class OfficeParts:
     home: str
     """The id of the state directory."""
     max_running: int
+    max_model_calls: int
     drain_grace_s: float
     is_held: bool = False
     """Whether no run is started before `hold(False)`."""
@@ -139,6 +140,7 @@ class ServiceOffice:
             offer=parts.offer,
             open_account=parts.open_account,
             max_running=parts.max_running,
+            max_model_calls=parts.max_model_calls,
             hooks=parts.hooks,
             is_held=parts.is_held,
         )

@@ -218,7 +218,15 @@ def _limits(options: Mapping[str, object], rules: TenantRules, offer: Offer) -> 
     # The other two clocks of a cell must not undercut the one that was asked for.
     given["cell_cpu_s"] = max(defaults.cell_cpu_s, given["cell_timeout_s"])
     given["cell_ceiling_s"] = max(defaults.cell_ceiling_s, given["cell_timeout_s"])
-    return _within(replace(defaults, **given), rules.max_limits)  # type: ignore[arg-type] # whole by `_count`
+    return _within(replace(defaults, **given), _maxima(rules))  # type: ignore[arg-type] # whole by `_count`
+
+
+def _maxima(rules: TenantRules) -> Mapping[str, float]:
+    """The tenant's; no chain of its runs is longer than what it may have of sandboxes."""
+    if rules.max_concurrent_sandboxes is None:
+        return rules.max_limits
+    deepest = rules.max_concurrent_sandboxes - 1
+    return {**rules.max_limits, "max_depth": min(deepest, rules.max_limits.get("max_depth", deepest))}
 
 
 def _within(limits: RunLimits, most: Mapping[str, float]) -> RunLimits:

@@ -53,6 +53,9 @@ class TenantRules:
     per_month: Quota = field(default_factory=Quota)
     max_concurrent_runs: int = 10
     """Root runs that run at once; others wait."""
+    max_concurrent_sandboxes: int | None = None
+    """Sandboxes at once on each server, with the chains that its runs have reserved; what needs more waits.
+    None for all that a server has."""
     max_queued_runs: int = 1_000
     """Root runs that may wait; one more is refused."""
     models: Sequence[str] = ()

@@ -118,6 +118,7 @@ async def open_server(
     *,
     sandboxes: int = 16,
     max_running: int = 64,
+    max_model_calls: int = 256,
     drain_s: float = 10.0,
     models_allowed: Sequence[str] = (),
     hooks: Sequence[ServiceHook] = (),
@@ -163,6 +164,7 @@ async def open_server(
                     contexts_dir=directory / "service" / "contexts",
                     home=home,
                     max_running=max_running,
+                    max_model_calls=max_model_calls,
                     drain_grace_s=drain_s,
                     hooks=hooks,
                 )

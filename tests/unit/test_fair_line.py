@@ -78,6 +78,15 @@ def test_a_tenant_that_has_what_it_may_is_passed_over_until_it_gives_something_b
     assert served(line) == ["a2"]
 
 
+def test_who_asked_before_its_tenant_might_have_less_is_served_once_that_has_nothing() -> None:
+    line: FairLine[str] = FairLine(5)
+    for name, wants in (("1", 1), ("2", 3)):
+        line.ask(name, A, "tree", wants=wants, most=2)
+    assert served(line) == ["1"]
+    line.give_back(A, "tree")
+    assert served(line) == ["2"]
+
+
 def test_who_has_withdrawn_is_not_served_and_stands_in_nobodys_way() -> None:
     line: FairLine[str] = FairLine(1)
     line.ask("1", A, "tree")

@@ -97,6 +97,52 @@ def test_a_run_that_could_not_be_started_is_its_tenants_first_again_and_stands_i
     assert started(queue) == ["a0"]
 
 
+def test_a_tenant_with_many_queued_is_not_starved_by_others_that_come_and_go() -> None:
+    """Each of three others queues one run whenever its last has ended, a moment after another was started."""
+    queue = FairQueue(max_running=1, sandboxes=1)
+    for number in range(100):
+        queue.add(run(f"a{number}", A), max_running=10)
+    guests = [TenantId(f"guest{number}") for number in range(3)]
+    now = started(queue)
+    for guest in guests:
+        queue.add(run(f"{guest}-0", guest), max_running=1)
+    order: list[str] = []
+    for number in range(1, 41):
+        queue.ended(RunId(now[0]))
+        before, now = now, started(queue)
+        order += now
+        if before[0].startswith("guest"):
+            guest = TenantId(before[0].partition("-")[0])
+            queue.add(run(f"{guest}-{number}", guest), max_running=1)
+    assert sum(name.startswith("a") for name in order) == 10
+
+
+def test_chains_of_a_tenants_runs_never_need_more_sandboxes_than_it_may_have() -> None:
+    queue = FairQueue(max_running=100, sandboxes=100)
+    for number in range(4):
+        queue.add(run(f"a{number}", A, chain=3), max_running=10, max_sandboxes=7)
+    queue.add(run("b0", B, chain=3), max_running=10)
+    assert started(queue) == ["a0", "b0", "a1"]
+    queue.ended(RunId("a0"))
+    assert started(queue) == ["a2"]
+    with pytest.raises(InvalidRequestError, match="needs 8 sandboxes at once and you may have 7"):
+        queue.add(run("long", A, chain=8), max_running=10, max_sandboxes=7)
+
+
+def test_a_run_that_was_queued_before_its_tenant_might_have_less_is_run_alone() -> None:
+    queue = FairQueue(max_running=100, sandboxes=100)
+    queue.add(run("short", A, chain=1), max_running=10)
+    assert started(queue) == ["short"]
+    queue.add(run("long", A, chain=3), max_running=10)
+    queue.put_back(RunId("short"))
+    queue.add(run("last", A, chain=1), max_running=10, max_sandboxes=2)
+    assert started(queue) == ["short"]
+    queue.ended(RunId("short"))
+    assert started(queue) == ["long"]
+    queue.ended(RunId("long"))
+    assert started(queue) == ["last"]
+
+
 def test_what_does_not_run_can_neither_end_nor_be_put_back() -> None:
     queue = FairQueue(max_running=1, sandboxes=1)
     with pytest.raises(InvariantError):
