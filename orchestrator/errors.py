@@ -31,6 +31,7 @@
   |   |-- KeyMissingError            no provider key
   |   |-- ProviderUnreachableError   nothing answers at the provider's address
   |   |-- StoreError                 the database does not answer, or does not take what it is given
+  |   |   `-- TakenOverError           this server was away too long: another has settled its runs
   |   |-- UnavailableError           the server drains, or waits for something; trying again later helps
   |   `-- ServerError                what answers a client is broken, or no server of ours
   `-- InvariantError               our own bug
@@ -220,6 +221,12 @@ class ProviderUnreachableError(MachineError):
 
 class StoreError(MachineError):
     """The database does not answer, or does not take what it is given. Nothing was written."""
+
+
+class TakenOverError(StoreError):
+    """This server was not heard of for too long, and the database takes nothing more of what it was doing:
+    another server has settled its runs. Nothing was written; what was under way is left as it stands.
+    """
 
 
 class UnavailableError(MachineError):

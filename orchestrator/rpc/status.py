@@ -48,6 +48,7 @@ BY_ERROR: dict[type[errors.OrchestratorError], tuple[grpc.StatusCode, "types_pb2
     errors.KeyMissingError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.ProviderUnreachableError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.StoreError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
+    errors.TakenOverError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.UnavailableError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.ServerError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),
     errors.InvariantError: (_Code.INTERNAL, types_pb2.ERROR_REASON_INTERNAL),

@@ -1,6 +1,6 @@
 """Takes a run tree up again from its record: reads it, and settles what a crash left open in it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.conversation import Reply, StopReason
 from orchestrator.errors import InvalidRequestError
@@ -37,11 +37,35 @@ async def take_up(
         ReplayError: The events are not what a run tree of ours leaves behind.
         MachineError: The store does not answer.
     """
-    runs = await _read_tree(run_id, store)
+    runs = await settle(run_id, tenant_id=tenant_id, store=store, observers=observers)
     if not runs:
         return None
-    await _settle(runs, tenant_id, store, observers)
     return TreePast([await _read_run(events, store) for events in runs.values()])
+
+
+async def settle(
+    run_id: RunId, *, tenant_id: TenantId, store: RunStore, observers: Sequence[Observer] = ()
+) -> Mapping[RunId, Sequence[Event]]:
+    """Settle what a crash left open in a run tree, and do nothing else with it.
+
+    What is settled is stored before this returns, with its ledger entries; a second time there is nothing to
+    settle. Nobody else may write to the tree's runs.
+
+    Args:
+        run_id: Of the root run.
+        tenant_id: Who pays.
+        store: Has the events.
+        observers: Told of what is settled.
+
+    Returns:
+        The events of all runs that have begun, the settlements too; parents come before their children.
+
+    Raises:
+        MachineError: The store does not answer.
+    """
+    runs = await _read_tree(run_id, store)
+    await _settle(runs, tenant_id, store, observers)
+    return runs
 
 
 async def read_earlier(run_id: RunId, store: RunStore) -> Earlier:
@@ -59,9 +83,15 @@ async def read_earlier(run_id: RunId, store: RunStore) -> Earlier:
 
 
 async def end_unresumed(
-    run_id: RunId, why: str, *, tenant_id: TenantId, store: RunStore, observers: Sequence[Observer] = ()
+    run_id: RunId,
+    why: str,
+    *,
+    tenant_id: TenantId,
+    store: RunStore,
+    outcome: Outcome = Outcome.INTERNAL_ERROR,
+    observers: Sequence[Observer] = (),
 ) -> None:
-    """End a run that was interrupted and cannot go on. What it recorded so far stays readable.
+    """End a run that was interrupted and does not go on. What it recorded so far stays readable.
 
     Settles what the crash left open, as `take_up` does. Runs of its tree that have ended stay as they are.
 
@@ -70,17 +100,17 @@ async def end_unresumed(
         why: One sentence.
         tenant_id: Who pays.
         store: Has the events.
+        outcome: How it ends, with all runs of its tree that had not ended.
         observers: Told of the end.
 
     Raises:
         MachineError: The store does not answer.
     """
-    runs = await _read_tree(run_id, store)
-    await _settle(runs, tenant_id, store, observers)
+    runs = await settle(run_id, tenant_id=tenant_id, store=store, observers=observers)
     # Children first, as when a run ends by itself.
-    for events in reversed(runs.values()):
+    for events in reversed(list(runs.values())):
         if not any(isinstance(event.payload, RunEnded) for event in events):
-            await _record_end(events, Outcome.INTERNAL_ERROR, why, store, observers)
+            await _record_end(events, outcome, why, store, observers)
 
 
 async def end_left_behind(past: TreePast, store: RunStore, observers: Sequence[Observer] = ()) -> None:

@@ -49,6 +49,7 @@ from orchestrator.store.database import Database, open_database
 from orchestrator.store.sql_audit import SqlAuditBook
 from orchestrator.store.sql_contexts import SqlContextBook
 from orchestrator.store.sql_events import SqlTreeBook
+from orchestrator.store.sql_homes import SqlHomeBook
 from orchestrator.store.sql_runs import SqlRunBook
 from orchestrator.store.sql_tenants import SqlTenantBook
 from orchestrator.store.sql_usage import SqlUsageBook
@@ -192,6 +193,7 @@ def books_of(database: Database) -> Books:
         usage=SqlUsageBook(database),
         trees=SqlTreeBook(database),
         audit=SqlAuditBook(database),
+        homes=SqlHomeBook(database),
     )
 
 

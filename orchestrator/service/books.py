@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-from orchestrator.store.books import AuditBook, ContextBook, RunBook, TenantBook, TreeBook, UsageBook
+from orchestrator.store.books import (
+    AuditBook,
+    ContextBook,
+    HomeBook,
+    RunBook,
+    TenantBook,
+    TreeBook,
+    UsageBook,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,3 +23,4 @@ class Books:
     usage: UsageBook
     trees: TreeBook
     audit: AuditBook
+    homes: HomeBook

@@ -7,8 +7,9 @@ their directory, without following links, and made anew (O_EXCL).
 Rules:
 
 1. A file without a row is nobody's, and is removed when the server starts. An upload's row comes before its
-   file, and goes before it: without its file it stands at 0 bytes. A text that came with a question has its
-   row when all of it is there.
+   file, and goes before it, with a note in the same transaction that the file is to go (`bury`): any server
+   may delete a context. Without its file an upload stands at 0 bytes. A text that came with a question has
+   its row when all of it is there.
 2. An upload takes bytes where it stands and nowhere else, and hashes them as they come. After a restart what
    is there is read once more.
 3. A context is complete when all bytes are there, their hash is the one that was said, and they are on the
@@ -21,7 +22,7 @@ import os
 import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ from orchestrator.ids import TenantId, new_context_id
 from orchestrator.service.port import Upload
 from orchestrator.service.rules import MAX_NAME_BYTES
 from orchestrator.shielding import run_shielded
-from orchestrator.store.books import ContextBook, ContextRow
+from orchestrator.store.books import AuditRow, ContextBook, ContextRow, DoomedContext
 
 MAX_PART_BYTES = 1024 * 1024
 _HASHES_KEPT = 256
@@ -152,8 +153,9 @@ class ContextDesk:
         """The file of a complete context, for staging."""
         return self._directory(row.tenant_id) / _file_name(row)
 
-    async def remove(self, row: ContextRow) -> bool:
-        """Remove a context for good; False when it was not there.
+    async def remove(self, row: ContextRow, *, audit: AuditRow | None = None) -> bool:
+        """Remove a context for good; False when it was not there. The file of another server's goes when that
+        one looks after its doomed contexts.
 
         Raises:
             ConflictError: A run that has not ended needs it, or is just being created.
@@ -161,19 +163,23 @@ class ContextDesk:
         """
         if self._needed[row.context_id]:
             raise ConflictError("a run that has not ended needs this context")
-        if not await self._book.delete(row.tenant_id, row.context_id):
+        if not await self._book.delete(row.tenant_id, row.context_id, audit=audit):
             return False
-        await self.drop_file(row)
+        await self.bury()
         return True
 
-    async def drop_file(self, row: ContextRow) -> None:
-        """Remove the file of a context whose row is gone.
+    async def bury(self) -> Sequence[DoomedContext]:
+        """Remove the files of contexts that were deleted, by whichever server; of which.
 
         Raises:
-            StoreError: The disk does not.
+            StoreError: The disk or the database does not answer. They stay doomed.
         """
-        self._hashes.pop(row.context_id, None)
-        await asyncio.to_thread(self._unlink, row)
+        doomed = await self._book.doomed(self._home)
+        for context in doomed:
+            self._hashes.pop(context.context_id, None)
+            await asyncio.to_thread(self._unlink, context)
+        await self._book.buried([context.context_id for context in doomed])
+        return doomed
 
     @contextmanager
     def needed(self, context_id: str) -> Iterator[None]:
@@ -340,7 +346,7 @@ class ContextDesk:
                 os.fsync(fd)
             os.fsync(directory)
 
-    def _unlink(self, row: ContextRow) -> None:
+    def _unlink(self, row: ContextRow | DoomedContext) -> None:
         with _writing(), suppress(FileNotFoundError), self._opened(row.tenant_id) as directory:
             os.unlink(_file_name(row), dir_fd=directory)
             os.fsync(directory)
@@ -358,7 +364,7 @@ class ContextDesk:
         return removed
 
 
-def _file_name(row: ContextRow) -> str:
+def _file_name(row: ContextRow | DoomedContext) -> str:
     form = archives.form_of(os.fsencode(row.name)) if row.name else None
     return row.context_id + (_SUFFIX[form] if form else "")
 

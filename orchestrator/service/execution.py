@@ -19,8 +19,8 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from orchestrator.errors import (
     NotFoundError,
     OrchestratorError,
     StoreError,
+    TakenOverError,
 )
 from orchestrator.ids import RunId, TenantId
 from orchestrator.machine import Machine
@@ -50,6 +51,7 @@ from orchestrator.service.context_desk import ContextDesk
 from orchestrator.service.fair import FairQueue, Waiting
 from orchestrator.service.hooks import ServiceHook
 from orchestrator.service.log_context import log_context
+from orchestrator.service.presence import Presence
 from orchestrator.service.rules import Decided, Offer, decide, permits
 from orchestrator.service.watching import Watching
 from orchestrator.shielding import run_shielded
@@ -72,7 +74,7 @@ MAX_RESUMES = 20
 
 _FAILED = Outcome.INTERNAL_ERROR.value
 
-OnLeft = Callable[[RunId, TenantId, bool], None]
+OnLeft = Callable[[RunId, TenantId], None]
 
 MAX_CHAIN = 50
 """Runs that continue one another with one namespace: each runs the cells of all before it again."""
@@ -110,13 +112,25 @@ class Bill:
 
 
 class _Record:
-    """The store of one tree, until the run is left."""
+    """The store of one tree, until the run is left.
 
-    def __init__(self, store: RunStore) -> None:
-        self._store = store
+    Args:
+        open_tree: Opens it for writing under an epoch of the server.
+    """
+
+    def __init__(self, open_tree: Callable[[int], RunStore]) -> None:
+        self._open_tree = open_tree
+        self._store = open_tree(0)
+        self.epoch = 0
+        """Under which it is written; 0 before the run was started here."""
         self.is_left = False
         self.on_lost: Callable[[], None] = lambda: None
         """Told when the store does not take something, and the run is left because of that."""
+
+    def begin(self, epoch: int) -> None:
+        """The run was started under this epoch: what is appended is stored under it."""
+        self.epoch = epoch
+        self._store = self._open_tree(epoch)
 
     async def append(
         self,
@@ -175,6 +189,7 @@ class Execution:
         self,
         *,
         books: Books,
+        presence: Presence,
         machine: Machine,
         models: ModelAccess,
         desk: ContextDesk,
@@ -191,6 +206,7 @@ class Execution:
 
         Args:
             books: The database.
+            presence: Under whose epoch runs are started.
             machine: Where they run.
             models: Connected.
             desk: Where the contexts of runs are.
@@ -204,6 +220,7 @@ class Execution:
             is_held: See `hold`.
         """
         self._books = books
+        self._presence = presence
         self._machine = machine
         self._models = models
         self._desk = desk
@@ -221,9 +238,8 @@ class Execution:
         self._draining = asyncio.Event()
         self._is_held = is_held
         self._resting: asyncio.TimerHandle | None = None
-        self.on_left: OnLeft = lambda _run, _tenant, _is_cancelled: None
-        """Told of a run that was left although this server goes on, and whether it was cancelled meanwhile:
-        who resumes runs sets it."""
+        self.on_left: OnLeft = lambda _run, _tenant: None
+        """Told of a run that was left although this server goes on: who resumes runs sets it."""
 
     @property
     def running(self) -> int:
@@ -262,35 +278,41 @@ class Execution:
         # A thousand may wait, with questions of a megabyte each: those are read when they are needed.
         row = replace(row, question="", answer=None)
         on_stored = self._watching.here(row.run_id)
-        record = _Record(self._books.trees.tree(row.tenant_id, row.run_id, on_stored=on_stored))
+        record = _Record(
+            lambda epoch: self._books.trees.tree(row.tenant_id, row.run_id, on_stored=on_stored, epoch=epoch)
+        )
         job = self._jobs[row.run_id] = _Job(row, tenant, resume, billed or Bill(), record)
         # Not at once: whoever could not store something is told of that first.
         record.on_lost = lambda: self._soon(job.stop)
         self._fill()
 
-    async def cancel(self, run_id: RunId) -> bool:
-        """Begin to end a run that is here; False when it is not.
+    def cancel(self, run_id: RunId) -> bool:
+        """Begin to end a run that runs here; False when it does not."""
+        job = self._jobs.get(run_id)
+        if job is None or job.task is None:
+            return False
+        if not job.is_cancelled and not job.record.is_left:
+            job.stop()
+        job.is_cancelled = True
+        return True
 
-        Raises:
-            StoreError: It waited, and that it will not run cannot be stored.
+    @contextmanager
+    def withdrawn(self, run_id: RunId) -> Iterator[bool]:
+        """A run that waits here waits no more when the block has ended it. If that raises, it
+        goes on waiting, behind its tenant's others. Whether it waited.
         """
         job = self._jobs.get(run_id)
-        if job is None:
-            return False
-        if job.task is not None:
-            if not job.is_cancelled and not job.record.is_left:
-                job.stop()
-            job.is_cancelled = True
-            return True
+        if job is None or job.task is not None:
+            yield False
+            return
         self._queue.remove(run_id, job.row.tenant_id)
         try:
-            await self._store_end(job, CANCELLED)
-        except StoreError:
-            # Not cancelled, then. It goes behind its tenant's others.
+            yield True
+        except BaseException:
             self._enqueue(job.row, job.tenant)
             raise
+        job.row = replace(job.row, state=RunState.ENDED)
         self._over(job)
-        return True
 
     def hold(self, held: bool, *, but_one: bool = False) -> None:
         """Start no run that waits, or go on. What runs goes on in any case.
@@ -323,6 +345,19 @@ class Execution:
             if late:
                 await asyncio.wait(late)
         self._watching.close()
+
+    async def leave_all(self) -> None:
+        """Leave everything as it stands, at once; what comes meanwhile is here to stay."""
+        jobs = tuple(self._jobs.values())
+        for job in jobs:
+            job.record.is_left = True
+            if job.task is None:
+                self._queue.remove(job.row.run_id, job.row.tenant_id)
+                self._over(job)
+            else:
+                job.stop()
+        if tasks := {job.task for job in jobs if job.task is not None}:
+            await asyncio.wait(tasks)
 
     async def aclose(self) -> None:
         """End whatever is left, at once."""
@@ -367,7 +402,7 @@ class Execution:
 
     async def _may_start(self, job: _Job) -> bool:
         """Whether the books agree; if not, the run waits on, or is gone."""
-        row = job.row
+        row, epoch = job.row, self._presence.epoch
         try:
             is_started = await run_shielded(
                 self._books.runs.started(
@@ -375,6 +410,7 @@ class Execution:
                     at=time.time(),
                     resumed=job.resume,
                     max_concurrent=job.tenant.rules.max_concurrent_runs,
+                    epoch=epoch,
                 )
             )
             stored = await self._books.runs.run(row.tenant_id, row.run_id)
@@ -388,6 +424,7 @@ class Execution:
             is_started, stored = True, row
         if is_started and stored is not None:
             job.row = stored
+            job.record.begin(epoch)
             return True
         if stored is None or stored.state is RunState.ENDED:
             job.row = stored or replace(row, state=RunState.ENDED)
@@ -561,6 +598,7 @@ class Execution:
             answer=end.answer,
             confirmed=bill.confirmed,
             unconfirmed=bill.unconfirmed,
+            epoch=job.record.epoch,
         )
         job.row = replace(
             job.row,
@@ -584,13 +622,14 @@ class Execution:
         row = job.row
         job.is_ending = job.record.is_left = True
         await self._until_stored(
-            lambda: self._books.runs.interrupted(row.run_id), f"that run {row.run_id} is interrupted"
+            lambda: self._books.runs.interrupted(row.run_id, epoch=job.record.epoch),
+            f"that run {row.run_id} is interrupted",
         )
         job.row = replace(row, state=RunState.INTERRUPTED)
         self._queue.ended(row.run_id)
         self._over(job)
         if not self._draining.is_set():
-            self.on_left(row.run_id, row.tenant_id, job.is_cancelled)
+            self.on_left(row.run_id, row.tenant_id)
 
     async def _until_stored(self, store: Callable[[], Awaitable[None]], what: str) -> None:
         """Ask the store until it answers, or the server drains."""
@@ -598,6 +637,10 @@ class Execution:
         while True:
             try:
                 return await store()
+            except TakenOverError as error:
+                # Whoever took the run over has stored how it stands.
+                _log.warning("%s is not stored: %s", what, error)
+                return None
             except StoreError as error:
                 _log.warning("%s is not stored yet: %s", what, error)
             except OrchestratorError as error:

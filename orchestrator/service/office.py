@@ -37,9 +37,11 @@ from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS
 from orchestrator.service import windows
 from orchestrator.service.books import Books
 from orchestrator.service.context_desk import ContextDesk
+from orchestrator.service.errands import Errands
 from orchestrator.service.execution import CANCELLED, Execution, OpenAccount, wanted_by
 from orchestrator.service.hooks import ServiceHook
 from orchestrator.service.port import Caller, Created, Question, Upload, Usage
+from orchestrator.service.presence import LEASE_S, Presence
 from orchestrator.service.recovery import Recovery
 from orchestrator.service.retention import SWEEP_EVERY_S, Retention
 from orchestrator.service.rules import (
@@ -54,7 +56,7 @@ from orchestrator.service.rules import (
 from orchestrator.service.standing import Standing
 from orchestrator.service.watching import Watching
 from orchestrator.shielding import run_shielded
-from orchestrator.store.books import AuditRow, ContextRow, RunFilter, RunRow, RunState
+from orchestrator.store.books import AuditRow, ContextRow, RunFilter, RunRow, RunState, Wish
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +111,8 @@ class OfficeParts:
     max_running: int
     max_model_calls: int
     drain_grace_s: float
+    lease_s: float = LEASE_S
+    """After so long without a sign of it other servers settle what it was doing."""
     is_held: bool = False
     """Whether no run is started before `hold(False)`."""
     hooks: Sequence[ServiceHook] = ()
@@ -130,8 +134,10 @@ class ServiceOffice:
         self._desk = ContextDesk(parts.contexts_dir, books.contexts, home=parts.home)
         self._watching = Watching(books.trees)
         self._standing = Standing(books.tenants, on_change=self._watching.look_again)
+        self._presence = Presence(books.homes, parts.home, lease_s=parts.lease_s)
         self._execution = Execution(
             books=books,
+            presence=self._presence,
             machine=parts.machine,
             models=parts.models,
             desk=self._desk,
@@ -144,12 +150,11 @@ class ServiceOffice:
             hooks=parts.hooks,
             is_held=parts.is_held,
         )
-        self._recovery = Recovery(books, self._execution, self._desk, home=parts.home)
+        self._recovery = Recovery(books, self._execution, self._desk, self._presence)
+        self._errands = Errands(books, self._presence, self._execution, self._recovery, self._desk)
         self._retention = Retention(books, self._desk, self._execution)
         self._execution.on_left = self._take_up_later
         self._tasks: set[asyncio.Task[None]] = set()
-        self._taking_up = asyncio.Lock()
-        """One at a time settles what a run left open: it is its events' one writer meanwhile."""
 
     # --- The server's own -----------------------------------------------------------------------------
 
@@ -169,16 +174,24 @@ class ServiceOffice:
         return self._execution.waiting
 
     @property
+    def epoch(self) -> int:
+        """Under which it does what it does for runs. See `HomeBook`."""
+        return self._presence.epoch
+
+    @property
     def watchers(self) -> int:
         """Streams of events under way."""
         return self._watching.watchers
 
     async def open(self) -> None:
         """Take up what the server before left, and begin to look after what gets old."""
+        await self._presence.enter()
         taken_up = await self._recovery.at_start()
         if taken_up:
             _log.info("%d runs that had not ended were taken up", taken_up)
         self._begin(self._sweep_now_and_then())
+        self._begin(self._errands.beat_on())
+        self._begin(self._errands.look_on())
         self._begin(self._standing.look_on())
 
     def hold(self, held: bool, *, but_one: bool = False) -> None:
@@ -223,12 +236,12 @@ class ServiceOffice:
             decided = self._decide(caller, question)
             used_up = await self._used_up(caller)
             if used_up is not None:
-                return await self._existing(self._row(caller, question, decided, ""), used_up)
+                return await self._existing(self._row(caller, question, decided, None), used_up)
             if question.text is not None:
                 return await self._create_about_text(caller, question, question.text, decided)
-            context = self._usable(await self._context_row(caller, question.context_id))
-            row = self._row(caller, question, decided, context.context_id)
-            return await self._create(caller, row, context, "CreateRun")
+            context = await self._usable(await self._context_row(caller, question.context_id))
+            row = self._row(caller, question, decided, context)
+            return await self._create(caller, row, "CreateRun")
 
     @_stored
     async def continue_run(
@@ -249,22 +262,16 @@ class ServiceOffice:
             context = await self._books.contexts.context(before.tenant_id, before.context_id)
             if context is None:
                 raise ConflictError("the run's context is gone")
-            self._usable(context)
+            await self._usable(context)
             row = replace(
-                self._row(
-                    caller,
-                    question,
-                    decided,
-                    context.context_id,
-                    after=f"{before.run_id} {keep_namespace}",
-                ),
+                self._row(caller, question, decided, context, after=f"{before.run_id} {keep_namespace}"),
                 continues=before.run_id,
                 keeps_namespace=keep_namespace,
             )
             used_up = await self._used_up(caller)
             if used_up is not None:
                 return await self._existing(row, used_up)
-            return await self._create(caller, row, context, "ContinueRun")
+            return await self._create(caller, row, "ContinueRun")
 
     @_stored
     async def get_run(self, caller: Caller, run_id: str) -> RunRow:
@@ -293,7 +300,7 @@ class ServiceOffice:
             row = await self._run(caller, run_id)
 
             async def has_ended() -> bool:
-                now = await self._books.runs.run(row.tenant_id, row.run_id)
+                now = await self._books.runs.head(row.tenant_id, row.run_id)
                 return now is None or now.state is RunState.ENDED
 
             with self._standing.stream(caller) as stay:
@@ -324,9 +331,7 @@ class ServiceOffice:
         row = await self._run(caller, run_id)
         if row.state is RunState.ENDED:
             return row
-        self._check_home(row)
-        await self._audit(caller, "CancelRun", row.run_id)
-        await run_shielded(self._cancel(row))
+        await run_shielded(self._cancel(caller, row))
         return await self._run(caller, run_id)
 
     @_stored
@@ -334,11 +339,7 @@ class ServiceOffice:
         """See `Office.resume_run`."""
         self._enter("ResumeRun", caller, is_new=True)
         row = await self._run(caller, run_id)
-        self._check_home(row)
-        if row.state is not RunState.INTERRUPTED:
-            raise ConflictError("the run is not interrupted")
-        await self._audit(caller, "ResumeRun", row.run_id)
-        await run_shielded(self._take_up(row.run_id, row.tenant_id))
+        await run_shielded(self._resume(caller, row))
         return await self._run(caller, run_id)
 
     @_stored
@@ -348,8 +349,8 @@ class ServiceOffice:
         row = await self._run(caller, run_id)
         if row.state is not RunState.ENDED:
             raise ConflictError("the run has not ended; cancel it first")
-        await self._audit(caller, "DeleteRun", row.run_id)
-        await run_shielded(self._retention.delete_run(row.tenant_id, row.run_id))
+        audit = _entry(caller, "DeleteRun", row.run_id)
+        await run_shielded(self._retention.delete_run(row.tenant_id, row.run_id, audit=audit))
 
     # --- Contexts -------------------------------------------------------------------------------------
 
@@ -393,10 +394,8 @@ class ServiceOffice:
         """See `Office.delete_context`."""
         self._enter("DeleteContext", caller)
         row = await self._context_row(caller, context_id)
-        self._check_home(row)
-        await self._audit(caller, "DeleteContext", row.context_id)
-        await run_shielded(self._desk.remove(row))
-        self._execution.forget_context(row.tenant_id, row.context_id)
+        audit = _entry(caller, "DeleteContext", row.context_id)
+        await run_shielded(self._retention.delete_context(row, audit=audit))
 
     # --- Usage ----------------------------------------------------------------------------------------
 
@@ -461,15 +460,12 @@ class ServiceOffice:
             return row
         return replace(row, confirmed=bill.confirmed, unconfirmed=bill.unconfirmed)
 
-    def _usable(self, row: ContextRow) -> ContextRow:
+    async def _usable(self, row: ContextRow) -> ContextRow:
         if not row.is_complete:
             raise ConflictError("the context has not been uploaded whole")
-        self._check_home(row)
+        if row.home != self._home and not await self._books.homes.is_there(row.home):
+            raise UnavailableError("the server that has the context is away; try again when it is back")
         return row
-
-    def _check_home(self, row: RunRow | ContextRow) -> None:
-        if row.home != self._home:
-            raise UnavailableError("this is on another server's disk; ask that one")
 
     def _decide(self, caller: Caller, question: Question) -> Decided:
         check_idempotency_key(question.idempotency_key)
@@ -485,21 +481,23 @@ class ServiceOffice:
         caller: Caller,
         question: Question,
         decided: Decided,
-        context_id: str,
+        context: ContextRow | None,
         *,
         after: str = "",
     ) -> RunRow:
+        home = self._home if context is None else context.home
         return RunRow(
             run_id=new_run_id(),
             tenant_id=caller.tenant.tenant_id,
             idempotency_key=question.idempotency_key,
             request_hash=_request_hash(question, after),
             question=question.question,
-            context_id=context_id,
+            context_id="" if context is None else context.context_id,
             options=decided.as_options(),
             state=RunState.QUEUED,
             created_at=time.time(),
-            home=self._home,
+            home=home,
+            wish=Wish.NONE if home == self._home else Wish.START,
         )
 
     async def _create_about_text(
@@ -510,14 +508,14 @@ class ServiceOffice:
             context = await self._desk.keep_text(
                 caller.tenant.tenant_id, text, max_bytes=rules.max_context_bytes
             )
-            row = self._row(caller, question, decided, context.context_id)
+            row = self._row(caller, question, decided, context)
             with suppress(NotFoundError):
-                return await self._create(caller, row, context, "CreateRun")
+                return await self._create(caller, row, "CreateRun")
             # The same text had been kept for another run, which was deleted just now.
         raise UnavailableError("the context went away while the run was created; try again")
 
-    async def _create(self, caller: Caller, row: RunRow, context: ContextRow, action: str) -> Created:
-        with self._desk.needed(context.context_id):
+    async def _create(self, caller: Caller, row: RunRow, action: str) -> Created:
+        with self._desk.needed(row.context_id):
             return await run_shielded(self._store_and_submit(caller, row, action))
 
     async def _store_and_submit(self, caller: Caller, row: RunRow, action: str) -> Created:
@@ -526,14 +524,14 @@ class ServiceOffice:
             row,
             max_queued=rules.max_queued_runs,
             quotas=list(windows.windows(rules, time.time()).items()),
+            audit=_entry(caller, action, row.run_id),
         )
         existed = stored.run_id != row.run_id
         if not existed:
-            # Before anything that can fail: what is stored is to run.
-            self._execution.submit(stored, caller.tenant, resume=False)
+            if stored.home == self._home:
+                self._execution.submit(stored, caller.tenant, resume=False)
             for hook in self._hooks:
                 hook.created(stored)
-            await self._audit(caller, action, stored.run_id)
         return Created(run=self._now(stored), existed=existed)
 
     async def _used_up(self, caller: Caller) -> BudgetExceededError | None:
@@ -556,47 +554,38 @@ class ServiceOffice:
             raise used_up from None
         return Created(run=self._now(stored), existed=True)
 
-    async def _cancel(self, row: RunRow) -> None:
-        async with self._taking_up:
-            if not await self._execution.cancel(row.run_id):
-                # Interrupted, and nobody resumed it.
-                await self._recovery.end(row, CANCELLED)
+    async def _cancel(self, caller: Caller, row: RunRow) -> None:
+        await self._books.runs.cancel(
+            row.tenant_id,
+            row.run_id,
+            at=time.time(),
+            error=CANCELLED.error,
+            audit=_entry(caller, "CancelRun", row.run_id),
+        )
+        if row.home == self._home:
+            await self._errands.grant(row.tenant_id, row.run_id, Wish.CANCEL)
+
+    async def _resume(self, caller: Caller, row: RunRow) -> None:
+        audit = _entry(caller, "ResumeRun", row.run_id)
+        if not await self._books.runs.resume(row.tenant_id, row.run_id, audit=audit):
+            raise ConflictError("the run is not interrupted")
+        if row.home == self._home:
+            await self._errands.grant(row.tenant_id, row.run_id, Wish.RESUME)
 
     async def _audit(self, caller: Caller, action: str, target: str) -> None:
-        await self._books.audit.write(
-            AuditRow(
-                at=time.time(),
-                tenant_id=caller.tenant.tenant_id,
-                actor=f"key:{caller.key_id}",
-                action=action,
-                target=target,
-            )
-        )
+        await self._books.audit.write(_entry(caller, action, target))
 
     # --- In the background ----------------------------------------------------------------------------
 
-    def _take_up_later(self, run_id: RunId, tenant_id: TenantId, is_cancelled: bool) -> None:
-        self._begin(self._take_up_left(run_id, tenant_id, is_cancelled=is_cancelled))
+    def _take_up_later(self, run_id: RunId, tenant_id: TenantId) -> None:
+        self._begin(self._take_up_left(run_id, tenant_id))
 
-    async def _take_up_left(self, run_id: RunId, tenant_id: TenantId, *, is_cancelled: bool) -> None:
+    async def _take_up_left(self, run_id: RunId, tenant_id: TenantId) -> None:
         """Resume a run that this server had to leave; the store has just answered again."""
         try:
-            await self._take_up(run_id, tenant_id, is_cancelled=is_cancelled)
+            await self._errands.take_up(tenant_id, run_id)
         except StoreError as error:
             _log.warning("run %s stays interrupted: %s", run_id, error)
-
-    async def _take_up(self, run_id: RunId, tenant_id: TenantId, *, is_cancelled: bool = False) -> None:
-        async with self._taking_up:
-            row = await self._books.runs.run(tenant_id, run_id)
-            tenant = await self._books.tenants.tenant(tenant_id)
-            if row is None or tenant is None or row.state is not RunState.INTERRUPTED:
-                return
-            if self._execution.has(run_id):
-                return
-            if is_cancelled:
-                await self._recovery.end(row, CANCELLED)
-            else:
-                await self._recovery.take_up(row, tenant)
 
     async def _sweep_now_and_then(self) -> None:
         while True:
@@ -629,6 +618,17 @@ async def open_office(parts: OfficeParts) -> AsyncIterator[ServiceOffice]:
         yield office
     finally:
         await run_shielded(office.aclose())
+
+
+def _entry(caller: Caller, action: str, target: str) -> AuditRow:
+    """That this caller did this."""
+    return AuditRow(
+        at=time.time(),
+        tenant_id=caller.tenant.tenant_id,
+        actor=f"key:{caller.key_id}",
+        action=action,
+        target=target,
+    )
 
 
 def _named(cards: Mapping[str, ModelCard], decided: Decided) -> set[str]:

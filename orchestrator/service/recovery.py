@@ -5,30 +5,29 @@ Rules:
 1. Nothing of a run goes on before its open calls are settled at their worst case, with a ledger entry each,
    and what its tree had drawn from its tenant beyond that is given back.
 2. A run whose events have their end has ended: only its row had not heard of it.
-3. Any other run that had begun is resumed from its events, in the order of creation; one that had not is
+3. A run that was to be cancelled ends so, and its events say so.
+4. Any other run that had begun is resumed from its events, in the order of creation; one that had not is
    queued. One that was resumed too often ends, with its events readable.
+5. Only the server of a run's home resumes it. Another one, which took over a server that is away, does the
+   first three and leaves the run interrupted.
 """
 
-import json
 import logging
 import time
 from dataclasses import dataclass, field
 
-from orchestrator.budget import ZERO
 from orchestrator.errors import CallerError
-from orchestrator.ids import RunId
-from orchestrator.runs.resuming import end_unresumed
+from orchestrator.ids import RunId, TenantId
+from orchestrator.runs.resuming import end_unresumed, settle
 from orchestrator.service.books import Books
 from orchestrator.service.context_desk import ContextDesk
-from orchestrator.service.execution import MAX_RESUMES, Bill, End, Execution
-from orchestrator.service.watching import PAGE
-from orchestrator.store.books import RunRow, RunState, TenantRow
-from orchestrator.store.port import LedgerEntry, RunStore
-from orchestrator.trajectory import Blob, Event, RunEnded, settle_after_crash
+from orchestrator.service.execution import CANCELLED, MAX_RESUMES, Bill, End, Execution
+from orchestrator.service.presence import Presence
+from orchestrator.store.books import RunRow, RunState, TenantRow, Wish
+from orchestrator.trajectory import Blob, RunEnded
 from orchestrator.turn import Outcome
 
 _log = logging.getLogger(__name__)
-_FAILED = Outcome.INTERNAL_ERROR.value
 
 
 @dataclass(slots=True)
@@ -41,13 +40,13 @@ class _Past:
 
 
 class Recovery:
-    """Takes up the runs of one state directory."""
+    """Takes up the runs of one state directory, and settles those of servers that are away."""
 
-    def __init__(self, books: Books, execution: Execution, desk: ContextDesk, *, home: str) -> None:
+    def __init__(self, books: Books, execution: Execution, desk: ContextDesk, presence: Presence) -> None:
         self._books = books
         self._execution = execution
         self._desk = desk
-        self._home = home
+        self._presence = presence
 
     async def at_start(self) -> int:
         """Take up everything, before anybody may ask for anything; how many runs.
@@ -58,50 +57,101 @@ class Recovery:
         removed = await self._desk.sweep()
         if removed:
             _log.warning("%d files of contexts that nobody knows were removed", removed)
-        rows = await self._books.runs.unended(self._home)
-        for row in rows:
-            # All of them first: they would count among those that run.
-            if row.state is RunState.RUNNING:
-                await self._books.runs.interrupted(row.run_id)
-        for row in rows:
-            tenant = await self._books.tenants.tenant(row.tenant_id)
-            if tenant is not None:
-                await self.take_up(row, tenant)
-        return len(rows)
+        return await self.take_up_all()
 
-    async def take_up(self, row: RunRow, tenant: TenantRow) -> None:
-        """Go on with one run that is not here yet.
+    async def take_up_all(self) -> int:
+        """Take up every run of this home that has not ended and is not here; how many.
 
         Raises:
             StoreError: The database does not answer.
         """
-        past = await self._settled(row)
-        end = await self._end(row, past)
+        heads = await self._books.homes.claim(self._presence.home, self._presence.epoch)
+        for head in heads:
+            await self.take_up(head.tenant_id, head.run_id)
+        return len(heads)
+
+    async def take_up(self, tenant_id: TenantId, run_id: RunId) -> None:
+        """Go on with one run of this home, or end it if that is wished. What is here stays as it is.
+
+        Raises:
+            StoreError: The database does not answer.
+        """
+        if self._execution.has(run_id):
+            return
+        row = await self._books.runs.head(tenant_id, run_id)
+        tenant = await self._books.tenants.tenant(tenant_id)
+        if row is None or tenant is None or row.state in {RunState.ENDED, RunState.RUNNING}:
+            return
+        past = await self._settled(row, self._presence.epoch)
+        end = await self._end_of(row, past)
+        if end is None and row.resumed >= MAX_RESUMES:
+            end = _failed(f"the run was resumed {row.resumed} times and gets no further")
         if end is None:
-            try:
-                self._execution.submit(row, tenant, resume=past.has_begun, billed=past.bill)
-                return
-            except CallerError as error:
-                # What the tenant may do, or the server has, was narrowed meanwhile.
-                await self.end(row, End(_FAILED, f"the run cannot go on: {error}"))
-                return
-        if past.end is None:
-            await self.end(row, end)
-        else:
-            await self._ended(row, past, end)
+            end = self._go_on(row, tenant, past)
+        if end is not None:
+            await self._end(row, past, end, self._presence.epoch)
 
-    async def end(self, row: RunRow, end: End) -> None:
-        """End an interrupted run that is not to go on.
+    async def cancel(self, tenant_id: TenantId, run_id: RunId, *, was_waiting: bool) -> bool:
+        """End a run of this home that does not run; False when it is just being left.
+
+        Args:
+            tenant_id: Whose it is.
+            run_id: Which.
+            was_waiting: It waited here, so it does not run, even if the database took its start.
 
         Raises:
             StoreError: The database does not answer.
         """
-        past = await self._settled(row)
-        store = self._books.trees.tree(row.tenant_id, row.run_id)
-        await end_unresumed(row.run_id, end.error, tenant_id=row.tenant_id, store=store)
-        await self._ended(row, past, end)
+        row = await self._books.runs.head(tenant_id, run_id)
+        if row is None or row.state is RunState.ENDED:
+            return True
+        if row.state is RunState.RUNNING and not was_waiting:
+            return False
+        past = await self._settled(row, self._presence.epoch)
+        end = await self._end_of(row, past) or CANCELLED
+        await self._end(row, past, end, self._presence.epoch)
+        return True
 
-    async def _ended(self, row: RunRow, past: _Past, end: End) -> None:
+    async def settle(self, tenant_id: TenantId, run_id: RunId, *, epoch: int) -> None:
+        """Settle an interrupted run of a server that is away, and end it if it has ended or is to end.
+
+        Args:
+            tenant_id: Whose it is.
+            run_id: Which.
+            epoch: Under which it was taken over.
+
+        Raises:
+            TakenOverError: Its own server is back.
+            StoreError: The database does not answer.
+        """
+        row = await self._books.runs.head(tenant_id, run_id)
+        if row is None or row.state is not RunState.INTERRUPTED:
+            return
+        past = await self._settled(row, epoch)
+        end = await self._end_of(row, past)
+        if end is not None:
+            await self._end(row, past, end, epoch)
+
+    def _go_on(self, row: RunRow, tenant: TenantRow, past: _Past) -> End | None:
+        try:
+            self._execution.submit(row, tenant, resume=past.has_begun, billed=past.bill)
+        except CallerError as error:
+            # What the tenant may do, or the server has, was narrowed meanwhile.
+            return _failed(f"the run cannot go on: {error}")
+        return None
+
+    async def _end_of(self, row: RunRow, past: _Past) -> End | None:
+        """How it has ended or is to end, unless it goes on."""
+        if past.end is not None:
+            return End(past.end.outcome, past.end.error, await self._answer(row, past.end))
+        return CANCELLED if row.wish is Wish.CANCEL else None
+
+    async def _end(self, row: RunRow, past: _Past, end: End, epoch: int) -> None:
+        if past.end is None:
+            store = self._books.trees.tree(row.tenant_id, row.run_id, epoch=epoch)
+            await end_unresumed(
+                row.run_id, end.error, tenant_id=row.tenant_id, store=store, outcome=Outcome(end.outcome)
+            )
         await self._books.runs.ended(
             row.run_id,
             at=time.time(),
@@ -110,15 +160,15 @@ class Recovery:
             answer=end.answer,
             confirmed=past.bill.confirmed,
             unconfirmed=past.bill.unconfirmed,
+            epoch=epoch,
         )
 
-    async def _settled(self, row: RunRow) -> _Past:
+    async def _settled(self, row: RunRow, epoch: int) -> _Past:
         past = _Past()
-        store = self._books.trees.tree(row.tenant_id, row.run_id)
-        for run_id in await self._runs_of(row.run_id):
+        store = self._books.trees.tree(row.tenant_id, row.run_id, epoch=epoch)
+        runs = await settle(row.run_id, tenant_id=row.tenant_id, store=store)
+        for run_id, events in runs.items():
             past.has_begun = True
-            events = [event async for event in store.events(run_id)]
-            events += await _settle(store, row, run_id, events)
             for event in events:
                 past.bill.add(event)
                 if run_id == row.run_id and isinstance(event.payload, RunEnded):
@@ -126,45 +176,11 @@ class Recovery:
         await self._books.usage.reclaim(row.tenant_id, tree=row.run_id)
         return past
 
-    async def _runs_of(self, root: RunId) -> list[RunId]:
-        """The runs of a tree, the root first."""
-        found: dict[RunId, None] = {}
-        position = 0
-        while page := await self._books.trees.tree_events(root, position, limit=PAGE):
-            found.update((RunId(json.loads(data)["run_id"]), None) for _, data in page)
-            position += len(page)
-        return list(found)
-
-    async def _end(self, row: RunRow, past: _Past) -> End | None:
-        if past.end is not None:
-            return End(past.end.outcome, past.end.error, await self._answer(row, past.end))
-        if row.resumed >= MAX_RESUMES:
-            why = f"the run was resumed {row.resumed} times and gets no further"
-            return End(_FAILED, why)
-        return None
-
     async def _answer(self, row: RunRow, end: RunEnded) -> bytes | None:
         if isinstance(end.answer, Blob):
             return await self._books.trees.tree_blob(row.run_id, end.answer.sha256)
         return None if end.answer is None else end.answer.encode("utf-8", "replace")
 
 
-async def _settle(store: RunStore, row: RunRow, run_id: RunId, events: list[Event]) -> list[Event]:
-    """Settle what is open in one run's events; the events that say so."""
-    settled = [payload for _, payload in settle_after_crash(events)]
-    now = time.time()
-    late = [Event(run_id, seq, now, payload) for seq, payload in enumerate(settled, start=len(events))]
-    entries = [
-        LedgerEntry(
-            tenant_id=row.tenant_id,
-            run_id=run_id,
-            call=payload.call,
-            attempt=payload.attempt,
-            confirmed=ZERO,
-            unconfirmed=payload.unconfirmed,
-        )
-        for payload in settled
-    ]
-    if late:
-        await store.append(run_id, len(events), late, ledger_entries=entries)
-    return late
+def _failed(why: str) -> End:
+    return End(Outcome.INTERNAL_ERROR.value, why)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 
 from orchestrator.errors import ConflictError
 from orchestrator.ids import RunId, TenantId
@@ -42,22 +43,28 @@ class Retention:
             _log.info("%d runs and contexts were deleted, as their tenants' retention says", deleted)
         return deleted
 
-    async def delete_run(self, tenant_id: TenantId, run_id: RunId) -> bool:
+    async def delete_run(self, tenant_id: TenantId, run_id: RunId, *, audit: AuditRow) -> bool:
         """Delete an ended run, and the text that came with it when no other run is about that.
 
         Raises:
             StoreError: The database does not answer.
         """
-        row = await self._books.runs.run(tenant_id, run_id)
-        if row is None:
+        if not await self._books.runs.delete(tenant_id, run_id, audit=audit):
             return False
-        context = await self._books.contexts.context(tenant_id, row.context_id)
-        if not await self._books.runs.delete(tenant_id, run_id):
-            return False
-        if context is not None and await self._books.contexts.context(tenant_id, context.context_id) is None:
-            await self._desk.drop_file(context)
-            self._execution.forget_context(tenant_id, context.context_id)
+        for context in await self._desk.bury():
+            self._execution.forget_context(context.tenant_id, context.context_id)
         return True
+
+    async def delete_context(self, context: ContextRow, *, audit: AuditRow) -> bool:
+        """Delete a context.
+
+        Raises:
+            ConflictError: A run that has not ended needs it.
+            StoreError: The database does not answer.
+        """
+        removed = await self._desk.remove(context, audit=audit)
+        self._execution.forget_context(context.tenant_id, context.context_id)
+        return removed
 
     async def _sweep(self, tenant: TenantRow, now: float) -> int:
         deleted = 0
@@ -65,24 +72,18 @@ class Retention:
         before = None if days is None else now - days * _DAY_S
         if before is not None:
             for run_id in await self._books.runs.expired(tenant.tenant_id, before=before, limit=_AT_ONCE):
-                await self._audit(tenant, "DeleteRun", run_id)
-                deleted += await self.delete_run(tenant.tenant_id, run_id)
+                audit = _entry(tenant, "DeleteRun", run_id)
+                deleted += await self.delete_run(tenant.tenant_id, run_id, audit=audit)
         unused = await self._books.contexts.unused(
             tenant.tenant_id, inline_before=now - _INLINE_S, others_before=before, limit=_AT_ONCE
         )
         for context in unused:
-            await self._audit(tenant, "DeleteContext", context.context_id)
-            deleted += await self._remove(context)
+            # A run about it may have been created since.
+            with suppress(ConflictError):
+                audit = _entry(tenant, "DeleteContext", context.context_id)
+                deleted += await self.delete_context(context, audit=audit)
         return deleted
 
-    async def _remove(self, context: ContextRow) -> bool:
-        try:
-            removed = await self._desk.remove(context)
-        except ConflictError:
-            return False  # a run about it was created since
-        self._execution.forget_context(context.tenant_id, context.context_id)
-        return removed
 
-    async def _audit(self, tenant: TenantRow, action: str, target: str) -> None:
-        row = AuditRow(at=time.time(), tenant_id=tenant.tenant_id, actor=ACTOR, action=action, target=target)
-        await self._books.audit.write(row)
+def _entry(tenant: TenantRow, action: str, target: str) -> AuditRow:
+    return AuditRow(at=time.time(), tenant_id=tenant.tenant_id, actor=ACTOR, action=action, target=target)

@@ -36,6 +36,10 @@ class Role(StrEnum):
     """Delete, and manage the tenant's keys."""
 
 
+OPERATOR_KEY_PREFIX = "rlmop_"
+"""Of keys that are no tenant's, so that one is known for what it is wherever it turns up."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quota:
     """What a tenant may use in a day or a month (UTC). None is no limit."""
@@ -95,6 +99,17 @@ class KeyRow:
     revoked_at: float | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OperatorKeyRow:
+    """A key of the installation, without the key: it manages tenants, and is none's."""
+
+    key_id: str
+    hint: str
+    """Its last four characters, to tell it from others."""
+    created_at: float
+    revoked_at: float | None
+
+
 class RunState(StrEnum):
     """Where a root run stands."""
 
@@ -102,6 +117,40 @@ class RunState(StrEnum):
     RUNNING = "running"
     INTERRUPTED = "interrupted"
     ENDED = "ended"
+
+
+class Wish(StrEnum):
+    """What the server of a run's home is to do about it: what any server was asked, stored before the asker
+    is told, until it is done. A later wish replaces an earlier one; nothing replaces `CANCEL`.
+    """
+
+    NONE = ""
+    START = "start"
+    """It was created on another server: queue it."""
+    RESUME = "resume"
+    """Go on with it, if it is still interrupted."""
+    CANCEL = "cancel"
+    """End it as cancelled, if it has not ended; then forget it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunHead:
+    """What tells a run from others, and how it stands."""
+
+    run_id: RunId
+    tenant_id: TenantId
+    state: RunState
+    wish: Wish
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TakenOver:
+    """The runs of a server that is away, in the hands of another."""
+
+    epoch: int
+    """Under which the other may write to them, until their own server is back."""
+    runs: Sequence[RunHead]
+    """Interrupted ones, to be settled, or to be ended where that is wished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,9 +184,10 @@ class RunRow:
     continues: RunId | None = None
     keeps_namespace: bool = False
     home: str = ""
-    """The state directory, by its id, whose server runs it: contexts are files there."""
+    """The state directory, by its id, whose server runs it and nobody else: contexts are files there."""
     last_position: int = -1
     """Of its tree's last event; -1 before the first."""
+    wish: Wish = Wish.NONE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,6 +205,15 @@ class ContextRow:
     is_complete: bool
     is_inline: bool = False
     """Came with a question, and goes with the last run that needs it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DoomedContext:
+    """A context that was deleted, whose file is still on its home's disk."""
+
+    context_id: str
+    tenant_id: TenantId
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,9 +252,13 @@ class RunFilter:
 
 
 class TenantBook(Protocol):
-    """Tenants and their keys."""
+    """Tenants and their keys.
 
-    async def add_tenant(self, name: str, rules: TenantRules) -> TenantRow:
+    With `by` a change writes its row of the audit log in the same transaction: neither is there without the
+    other. Without it there is no row.
+    """
+
+    async def add_tenant(self, name: str, rules: TenantRules, *, by: str | None = None) -> TenantRow:
         """A new tenant.
 
         Raises:
@@ -203,23 +266,37 @@ class TenantBook(Protocol):
         """
         ...
 
-    async def tenants(self) -> Sequence[TenantRow]:
-        """All that were not removed, by name."""
+    async def tenants(self, *, after: str = "", limit: int | None = None) -> Sequence[TenantRow]:
+        """Those that were not removed, by name: those behind a name, and no more than so many."""
         ...
 
     async def tenant(self, name_or_id: str) -> TenantRow | None:
         """One of them."""
         ...
 
+    async def removed(self, tenant_ids: Collection[TenantId]) -> frozenset[TenantId]:
+        """Which of these are not there, or not any more."""
+        ...
+
     async def set_rules(self, tenant_id: TenantId, rules: TenantRules) -> None:
         """Give it other rules; they count from the next request on."""
         ...
 
-    async def remove_tenant(self, tenant_id: TenantId) -> None:
+    async def change_rules(
+        self, tenant_id: TenantId, change: Callable[[TenantRules], TenantRules], *, by: str | None = None
+    ) -> TenantRow:
+        """Likewise, from those that it has at that moment: two changes at once are both there afterwards.
+
+        Raises:
+            NotFoundError: There is no such tenant.
+        """
+        ...
+
+    async def remove_tenant(self, tenant_id: TenantId, *, by: str | None = None) -> None:
         """Remove a tenant, its keys, runs, events and contexts. Its ledger stays."""
         ...
 
-    async def add_key(self, tenant_id: TenantId, role: Role) -> tuple[KeyRow, str]:
+    async def add_key(self, tenant_id: TenantId, role: Role, *, by: str | None = None) -> tuple[KeyRow, str]:
         """A new key, and what is told once: the key itself, `rlm_` and 40 characters. Stored as a hash."""
         ...
 
@@ -227,7 +304,7 @@ class TenantBook(Protocol):
         """All of a tenant's, revoked ones too, oldest first."""
         ...
 
-    async def revoke_key(self, tenant_id: TenantId, key_id: str) -> bool:
+    async def revoke_key(self, tenant_id: TenantId, key_id: str, *, by: str | None = None) -> bool:
         """From now on it is unknown. False when the tenant has no such key."""
         ...
 
@@ -240,10 +317,40 @@ class TenantBook(Protocol):
         ...
 
 
+class OperatorBook(Protocol):
+    """Keys of the installation. No tenant's key is ever among them, and none of them among a tenant's.
+
+    `by` as in `TenantBook`.
+    """
+
+    async def add_key(self, *, by: str | None = None) -> tuple[OperatorKeyRow, str]:
+        """A new key, and what is told once: `OPERATOR_KEY_PREFIX` and 40 characters. Stored as a hash."""
+        ...
+
+    async def keys(self) -> Sequence[OperatorKeyRow]:
+        """All, revoked ones too, oldest first."""
+        ...
+
+    async def revoke_key(self, key_id: str, *, by: str | None = None) -> bool:
+        """From now on it is unknown. False when there is no such key."""
+        ...
+
+    async def who_has(self, key: str) -> OperatorKeyRow | None:
+        """Which one it is; None when it is unknown or revoked."""
+        ...
+
+
 class RunBook(Protocol):
     """Root runs. Their events are `RunStore`'s."""
 
-    async def create(self, row: RunRow, *, max_queued: int, quotas: Sequence[tuple[str, Quota]]) -> RunRow:
+    async def create(
+        self,
+        row: RunRow,
+        *,
+        max_queued: int,
+        quotas: Sequence[tuple[str, Quota]],
+        audit: AuditRow | None = None,
+    ) -> RunRow:
         """Store a queued run and count it against the tenant's quotas of runs, or return the one that was
         stored under its idempotency key.
 
@@ -251,6 +358,7 @@ class RunBook(Protocol):
             row: The run.
             max_queued: Of the tenant's, over all servers.
             quotas: The windows that now fall into, `day:2026-11-23` and `month:2026-11`, with their limits.
+            audit: Stored with it; not with a repeat.
 
         Raises:
             CallIdReusedError: The idempotency key was used for another request.
@@ -275,28 +383,56 @@ class RunBook(Protocol):
         """
         ...
 
-    async def unended(self, home: str) -> Sequence[RunRow]:
-        """All tenants' runs that have not ended and belong to this state directory, oldest first."""
+    async def head(self, tenant_id: TenantId, run_id: RunId) -> RunRow | None:
+        """One run, with no more of its texts than `runs` has."""
+        ...
+
+    async def cancel(
+        self, tenant_id: TenantId, run_id: RunId, *, at: float, error: str, audit: AuditRow
+    ) -> RunState | None:
+        """Store the wish that it ends as cancelled. One that never began has ended when this returns.
+
+        Nothing is written, the audit entry neither, when it has ended or that is wished already. How it stood
+        before; None when there is no such run.
+        """
+        ...
+
+    async def resume(self, tenant_id: TenantId, run_id: RunId, *, audit: AuditRow) -> bool:
+        """Store the wish that it goes on; False when it is not interrupted, or is to be cancelled."""
+        ...
+
+    async def wished(self, home: str) -> Sequence[RunHead]:
+        """Runs of this home about which something is wished, oldest first. Nearly always none."""
+        ...
+
+    async def granted(self, run_id: RunId, wish: Wish) -> None:
+        """It was done: forget it, unless something else is wished by now."""
         ...
 
     async def count_live(self, tenant_id: TenantId) -> Mapping[RunState, int]:
         """How many of the tenant's have not ended, by state, over all servers."""
         ...
 
-    async def started(self, run_id: RunId, *, at: float, resumed: bool, max_concurrent: int) -> bool:
-        """It is running; False, and nothing written, when so many of its tenant's run already, over all
-        servers, or when it has ended.
+    async def started(
+        self, run_id: RunId, *, at: float, resumed: bool, max_concurrent: int, epoch: int = 0
+    ) -> bool:
+        """It is running, and its tree is written under this epoch; False, and nothing written, when so many
+        of its tenant's run already, over all servers, or when it has ended or is to be cancelled.
 
         Args:
             run_id: Queued or interrupted, or running when its server was killed.
             at: The run's first start keeps its time.
             resumed: Count it.
             max_concurrent: Of the tenant's, this one included.
+            epoch: Of its home, as `HomeBook.enter` gave it; 0 where no server ever entered.
+
+        Raises:
+            TakenOverError: The home has another epoch by now.
         """
         ...
 
-    async def interrupted(self, run_id: RunId) -> None:
-        """Its server ends and leaves it to the next."""
+    async def interrupted(self, run_id: RunId, *, epoch: int = 0) -> None:
+        """Its server ends and leaves it to the next. Nothing happens under an epoch that is over."""
         ...
 
     async def ended(
@@ -309,12 +445,20 @@ class RunBook(Protocol):
         answer: bytes | None,
         confirmed: Amounts,
         unconfirmed: Amounts,
+        epoch: int = 0,
     ) -> None:
-        """It is over. Stored before anybody is told."""
+        """It is over, and nothing is wished about it any more. Stored before anybody is told.
+
+        Raises:
+            InvariantError: There is no such run.
+            TakenOverError: It is another epoch's by now.
+        """
         ...
 
-    async def delete(self, tenant_id: TenantId, run_id: RunId) -> bool:
-        """Remove an ended run with its events and texts. False when there is none that has ended."""
+    async def delete(self, tenant_id: TenantId, run_id: RunId, *, audit: AuditRow | None = None) -> bool:
+        """Remove an ended run with its events and texts, and the context that came with it, unless others
+        need that: it is doomed then, see `ContextBook.doomed`. False when there is none that has ended.
+        """
         ...
 
     async def expired(self, tenant_id: TenantId, *, before: float, limit: int) -> Sequence[RunId]:
@@ -347,8 +491,8 @@ class ContextBook(Protocol):
         """Complete ones, newest first; those that came with a question are left out."""
         ...
 
-    async def delete(self, tenant_id: TenantId, context_id: str) -> bool:
-        """Remove it; False when there is none. Ended runs about it are left without one.
+    async def delete(self, tenant_id: TenantId, context_id: str, *, audit: AuditRow | None = None) -> bool:
+        """Remove it; False when there is none. Ended runs about it are left without one. Its file is doomed.
 
         Raises:
             ConflictError: A run that has not ended needs it.
@@ -365,6 +509,64 @@ class ContextBook(Protocol):
 
     async def all_of(self, home: str) -> Sequence[ContextRow]:
         """Every tenant's on this state directory: files without a row may be removed."""
+        ...
+
+    async def doomed(self, home: str) -> Sequence[DoomedContext]:
+        """Contexts that were deleted, by any server, and whose files this home is to remove."""
+        ...
+
+    async def buried(self, context_ids: Sequence[str]) -> None:
+        """Their files are gone."""
+        ...
+
+
+class HomeBook(Protocol):
+    """The state directories that have runs and contexts, and whether their servers are there.
+
+    A server enters, and is heard of for as long as its lease, which it extends again and again. By the
+    database's clock. Each enter, and each take-over by another server, begins a new epoch of the home. What
+    a server does for a run it does under an epoch, and the transaction that stores it fails when that is
+    over. So there is one at a time who can write to a run tree, whoever else believes to be.
+    """
+
+    async def enter(self, home: str, *, lease_s: float) -> int:
+        """A server is there; the epoch that begins with it. Whoever was before is so no more."""
+        ...
+
+    async def beat(self, home: str, epoch: int, *, lease_s: float) -> bool:
+        """It is still there; whether any other server is.
+
+        Raises:
+            TakenOverError: The epoch is over. It has to enter again.
+        """
+        ...
+
+    async def is_there(self, home: str) -> bool:
+        """Whether its server is heard of."""
+        ...
+
+    async def claim(self, home: str, epoch: int) -> Sequence[RunHead]:
+        """All runs of the home that have not ended, oldest first, to be gone on with under this epoch. None
+        of them runs.
+
+        Raises:
+            TakenOverError: The epoch is over.
+        """
+        ...
+
+    async def lost(self, *, by: str) -> Sequence[str]:
+        """Homes whose servers are away and where something is to be settled, which no other server does."""
+        ...
+
+    async def take_over(self, home: str, *, by: str, audit: AuditRow) -> TakenOver | None:
+        """Take what is to be settled from a server that is away; None when it is back, or another is quicker.
+
+        From then on none of its runs runs, whatever it believes.
+        """
+        ...
+
+    async def settled(self, home: str, epoch: int) -> None:
+        """That is done. Nothing happens when the epoch is over."""
         ...
 
 
@@ -432,12 +634,15 @@ class TreeBook(Protocol):
     """The events of run trees, in one order for each tree.
 
     Positions are dense from 0 in a tree, and given in the transaction that stores the events: whoever sees
-    one sees all before it. A tree has one writing process at a time.
+    one sees all before it. A tree has one writing process at a time (`HomeBook`).
     """
 
-    def tree(self, tenant_id: TenantId, root: RunId, *, on_stored: OnStored | None = None) -> RunStore:
+    def tree(
+        self, tenant_id: TenantId, root: RunId, *, on_stored: OnStored | None = None, epoch: int = 0
+    ) -> RunStore:
         """Where the runs of this tree keep their events; texts are found by its runs only.
 
+        It takes events under the epoch that the run has, and raises `TakenOverError` under another one.
         `on_stored` is called once they are durable; two appends of different runs may tell in either order.
         """
         ...

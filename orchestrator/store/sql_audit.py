@@ -13,6 +13,15 @@ from orchestrator.store.tables import audit
 _FIELDS = ("at", "tenant_id", "actor", "action", "target", "detail")
 
 
+async def append_audit(database: Database, connection: Transaction, row: AuditRow) -> None:
+    """Write a row as a part of the transaction whose change it tells of, as its last statement.
+
+    One after the other: who reads on from a number misses none that was given earlier and committed later.
+    """
+    await database.lock(connection, audit)
+    await connection.execute(database.insert(audit).values({name: getattr(row, name) for name in _FIELDS}))
+
+
 class SqlAuditBook:
     """`AuditBook` over a database."""
 
@@ -21,13 +30,9 @@ class SqlAuditBook:
 
     async def write(self, row: AuditRow) -> None:
         """See `AuditBook.write`."""
-        insert = self._database.insert(audit).values({name: getattr(row, name) for name in _FIELDS})
 
         async def work(connection: Transaction) -> None:
-            # One after the other: who reads on from a number misses none that was given earlier and committed
-            # later.
-            await self._database.lock(connection, audit)
-            await connection.execute(insert)
+            await append_audit(self._database, connection, row)
 
         await self._database.write(work, lane="audit")
 
@@ -46,3 +51,13 @@ class SqlAuditBook:
             ]
 
         return await self._database.read(work)
+
+
+async def add_audit(database: Database, connection: Transaction, row: AuditRow) -> None:
+    """Write an entry in the transaction of what it tells of: both are stored, or neither.
+
+    The last thing that a transaction does: entries are written one after the other, so that who reads on from
+    a number misses none that was given earlier and committed later.
+    """
+    await database.lock(connection, audit)
+    await connection.execute(database.insert(audit).values({name: getattr(row, name) for name in _FIELDS}))

@@ -3,15 +3,30 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, func, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from orchestrator.errors import BudgetExceededError, ConflictError
 from orchestrator.ids import TenantId
 from orchestrator.store.backend import Transaction
-from orchestrator.store.books import ContextRow, RunState
+from orchestrator.store.books import AuditRow, ContextRow, DoomedContext, RunState
 from orchestrator.store.database import Database
+from orchestrator.store.doomed import doom
+from orchestrator.store.sql_audit import add_audit
 from orchestrator.store.sql_tenants import lock_tenant
-from orchestrator.store.tables import contexts, runs
+from orchestrator.store.tables import contexts, doomed_contexts, runs
 
 _FIELDS = (
     "context_id",
@@ -96,7 +111,7 @@ class SqlContextBook:
             found = found.where(tuple_(contexts.c.created_at, contexts.c.context_id) < tuple_(*before))
         return await self._rows(found)
 
-    async def delete(self, tenant_id: TenantId, context_id: str) -> bool:
+    async def delete(self, tenant_id: TenantId, context_id: str, *, audit: AuditRow | None = None) -> bool:
         """See `ContextBook.delete`."""
         about_it = and_(runs.c.tenant_id == tenant_id, runs.c.context_id == context_id)
 
@@ -107,10 +122,11 @@ class SqlContextBook:
             )
             if needed.one_or_none() is not None:
                 raise ConflictError("a run that has not ended needs this context")
-            gone = await connection.execute(delete(contexts).where(_its(tenant_id, context_id)))
-            if not gone.rowcount:
+            if not await doom(self._database, connection, _its(tenant_id, context_id)):
                 return False
             await connection.execute(update(runs).where(about_it).values(context_id=""))
+            if audit is not None:
+                await add_audit(self._database, connection, audit)
             return True
 
         return await self._database.write(work)
@@ -135,6 +151,28 @@ class SqlContextBook:
     async def all_of(self, home: str) -> Sequence[ContextRow]:
         """See `ContextBook.all_of`."""
         return await self._rows(select(contexts).where(contexts.c.home == home))
+
+    async def doomed(self, home: str) -> Sequence[DoomedContext]:
+        """See `ContextBook.doomed`."""
+        found = select(doomed_contexts).where(doomed_contexts.c.home == home)
+
+        async def work(connection: Transaction) -> Sequence[DoomedContext]:
+            return [
+                DoomedContext(context_id=row.context_id, tenant_id=TenantId(row.tenant_id), name=row.name)
+                for row in await connection.execute(found)
+            ]
+
+        return await self._database.read(work)
+
+    async def buried(self, context_ids: Sequence[str]) -> None:
+        """See `ContextBook.buried`."""
+        gone = delete(doomed_contexts).where(doomed_contexts.c.context_id == bindparam("buried"))
+
+        async def work(connection: Transaction) -> None:
+            await connection.execute(gone, [{"buried": context_id} for context_id in context_ids])
+
+        if context_ids:
+            await self._database.write(work)
 
     async def _rows(self, found: Select[Any]) -> Sequence[ContextRow]:
         async def work(connection: Transaction) -> Sequence[ContextRow]:

@@ -19,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from orchestrator.errors import InvariantError
+from orchestrator.errors import InvariantError, TakenOverError
 from orchestrator.ids import RunId, TenantId
 from orchestrator.shielding import run_shielded
 from orchestrator.store import tables
@@ -40,9 +40,11 @@ class SqlTreeBook:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def tree(self, tenant_id: TenantId, root: RunId, *, on_stored: OnStored | None = None) -> "SqlRunStore":
+    def tree(
+        self, tenant_id: TenantId, root: RunId, *, on_stored: OnStored | None = None, epoch: int = 0
+    ) -> "SqlRunStore":
         """See `TreeBook.tree`."""
-        return SqlRunStore(self._database, tenant_id, root, on_stored=on_stored)
+        return SqlRunStore(self._database, tenant_id, root, on_stored=on_stored, epoch=epoch)
 
     async def tree_events(
         self, root: RunId, from_position: int, *, limit: int
@@ -82,15 +84,23 @@ class SqlRunStore:
         tenant_id: Whose tree it is. Anybody else's is as if it were not there.
         root: Its root run.
         on_stored: See `TreeBook.tree`.
+        epoch: Likewise.
     """
 
     def __init__(
-        self, database: Database, tenant_id: TenantId, root: RunId, *, on_stored: OnStored | None = None
+        self,
+        database: Database,
+        tenant_id: TenantId,
+        root: RunId,
+        *,
+        on_stored: OnStored | None = None,
+        epoch: int = 0,
     ) -> None:
         self._database = database
         self._tenant_id = tenant_id
         self._root = root
         self._on_stored = on_stored
+        self._epoch = epoch
 
     async def append(
         self,
@@ -108,7 +118,9 @@ class SqlRunStore:
             raise InvariantError("the events to append are another run's")
         if any(entry.tenant_id != self._tenant_id for entry in ledger_entries):
             raise InvariantError("a ledger entry is another tenant's")
-        batch = _Batch(self._root, self._tenant_id, run_id, expected_seq, events, blobs, ledger_entries)
+        batch = _Batch(
+            self._root, self._tenant_id, self._epoch, run_id, expected_seq, events, blobs, ledger_entries
+        )
 
         async def work(connection: Transaction) -> int:
             return await batch.store(self._database, connection)
@@ -175,8 +187,12 @@ class SqlRunStore:
 _TAKE_POSITIONS = (
     update(tables.runs)
     .where(tables.runs.c.run_id == bindparam("root"), tables.runs.c.tenant_id == bindparam("tenant"))
+    .where(tables.runs.c.epoch == bindparam("epoch_of_writer"))
     .values(last_position=tables.runs.c.last_position + bindparam("count"))
     .returning(tables.runs.c.last_position)
+)
+_IS_THERE = select(tables.runs.c.run_id).where(
+    tables.runs.c.run_id == bindparam("root"), tables.runs.c.tenant_id == bindparam("tenant")
 )
 _LAST_SEQ = select(func.max(tables.events.c.seq)).where(
     tables.events.c.root_run_id == bindparam("root"), tables.events.c.run_id == bindparam("run")
@@ -189,6 +205,7 @@ class _Batch:
 
     root: RunId
     tenant_id: TenantId
+    epoch: int
     run_id: RunId
     expected_seq: int
     events: Sequence[Event]
@@ -231,10 +248,19 @@ class _Batch:
     async def _take_positions(self, connection: Transaction) -> int:
         """The first of as many as there are events. Until the transaction ends, nobody else gets any."""
         moved = await connection.execute(
-            _TAKE_POSITIONS, {"root": self.root, "tenant": self.tenant_id, "count": len(self.events)}
+            _TAKE_POSITIONS,
+            {
+                "root": self.root,
+                "tenant": self.tenant_id,
+                "epoch_of_writer": self.epoch,
+                "count": len(self.events),
+            },
         )
         last: int | None = moved.scalar_one_or_none()
         if last is None:
+            its = {"root": self.root, "tenant": self.tenant_id}
+            if (await connection.execute(_IS_THERE, its)).one_or_none() is not None:
+                raise TakenOverError("the run tree is written under another epoch of its home")
             raise InvariantError("the run tree is not there: it was deleted, or never created")
         return last + 1 - len(self.events)
 

@@ -13,20 +13,42 @@ from sqlalchemy import (
     exists,
     func,
     select,
+    text,
     tuple_,
     type_coerce,
     update,
 )
 
 from orchestrator.budget import Amounts
-from orchestrator.errors import BudgetExceededError, CallIdReusedError, InvariantError, NotFoundError
+from orchestrator.errors import (
+    BudgetExceededError,
+    CallIdReusedError,
+    InvariantError,
+    NotFoundError,
+    TakenOverError,
+)
 from orchestrator.ids import RunId, TenantId
 from orchestrator.store.backend import Transaction
-from orchestrator.store.books import ANSWER_HEAD_BYTES, LISTED_TEXT_BYTES, Quota, RunFilter, RunRow, RunState
+from orchestrator.store.books import (
+    ANSWER_HEAD_BYTES,
+    LISTED_TEXT_BYTES,
+    AuditRow,
+    Quota,
+    RunFilter,
+    RunHead,
+    RunRow,
+    RunState,
+    Wish,
+)
 from orchestrator.store.database import Database
+from orchestrator.store.doomed import doom
+from orchestrator.store.sql_audit import add_audit
+from orchestrator.store.sql_heads import HEAD, head_of
+from orchestrator.store.sql_homes import check_is_there
 from orchestrator.store.sql_tenants import lock_tenant
 from orchestrator.store.sql_usage import lock_windows
 from orchestrator.store.tables import amounts_as, amounts_of, contexts, run_texts, runs, usage
+from orchestrator.turn import Outcome
 
 _PLAIN = (
     "run_id",
@@ -55,7 +77,14 @@ class SqlRunBook:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, row: RunRow, *, max_queued: int, quotas: Sequence[tuple[str, Quota]]) -> RunRow:
+    async def create(
+        self,
+        row: RunRow,
+        *,
+        max_queued: int,
+        quotas: Sequence[tuple[str, Quota]],
+        audit: AuditRow | None = None,
+    ) -> RunRow:
         """See `RunBook.create`."""
 
         async def work(connection: Transaction) -> RunRow:
@@ -73,6 +102,7 @@ class SqlRunBook:
             await _check_queue(connection, row.tenant_id, max_queued)
             await self._count(connection, row.tenant_id, quotas)
             await self._insert(connection, row)
+            await self._audit(connection, audit)
             return row
 
         return await self._database.write(work)
@@ -123,13 +153,76 @@ class SqlRunBook:
             found = found.where(tuple_(runs.c.created_at, runs.c.run_id) < tuple_(*before))
         return await self._rows(found)
 
-    async def unended(self, home: str) -> Sequence[RunRow]:
-        """See `RunBook.unended`."""
-        return await self._rows(
-            _whole()
-            .where(runs.c.home == home, runs.c.state != RunState.ENDED)
+    async def head(self, tenant_id: TenantId, run_id: RunId) -> RunRow | None:
+        """See `RunBook.head`."""
+        rows = await self._rows(_with_heads().where(runs.c.run_id == run_id, runs.c.tenant_id == tenant_id))
+        return rows[0] if rows else None
+
+    async def cancel(
+        self, tenant_id: TenantId, run_id: RunId, *, at: float, error: str, audit: AuditRow
+    ) -> RunState | None:
+        """See `RunBook.cancel`."""
+        its_own = (runs.c.run_id == run_id) & (runs.c.tenant_id == tenant_id)
+        never_began = {
+            "state": RunState.ENDED,
+            "ended_at": at,
+            "outcome": Outcome.CANCELLED.value,
+            "error": error,
+        }
+
+        async def work(connection: Transaction) -> RunState | None:
+            found = await connection.execute(select(*HEAD).where(its_own).with_for_update())
+            row = found.one_or_none()
+            if row is None:
+                return None
+            head = head_of(row)
+            if head.state is RunState.ENDED or head.wish is Wish.CANCEL:
+                return head.state
+            end = never_began if head.state is RunState.QUEUED else {}
+            await connection.execute(update(runs).where(its_own).values(wish=Wish.CANCEL, **end))
+            await self._audit(connection, audit)
+            return head.state
+
+        return await self._database.write(work)
+
+    async def resume(self, tenant_id: TenantId, run_id: RunId, *, audit: AuditRow) -> bool:
+        """See `RunBook.resume`."""
+        wish = (
+            update(runs)
+            .where(runs.c.run_id == run_id, runs.c.tenant_id == tenant_id)
+            .where(runs.c.state == RunState.INTERRUPTED, runs.c.wish != Wish.CANCEL)
+            .values(wish=Wish.RESUME)
+        )
+
+        async def work(connection: Transaction) -> bool:
+            if not (await connection.execute(wish)).rowcount:
+                return False
+            await self._audit(connection, audit)
+            return True
+
+        return await self._database.write(work)
+
+    async def wished(self, home: str) -> Sequence[RunHead]:
+        """See `RunBook.wished`. What it says of wishes, the index says too."""
+        found = (
+            select(*HEAD)
+            .where(runs.c.home == home, runs.c.wish != text("''"))
             .order_by(runs.c.created_at, runs.c.run_id)
         )
+
+        async def work(connection: Transaction) -> Sequence[RunHead]:
+            return [head_of(row) for row in await connection.execute(found)]
+
+        return await self._database.read(work)
+
+    async def granted(self, run_id: RunId, wish: Wish) -> None:
+        """See `RunBook.granted`."""
+        forget = update(runs).where(runs.c.run_id == run_id, runs.c.wish == wish).values(wish=Wish.NONE)
+
+        async def work(connection: Transaction) -> None:
+            await connection.execute(forget)
+
+        await self._database.write(work)
 
     async def count_live(self, tenant_id: TenantId) -> Mapping[RunState, int]:
         """See `RunBook.count_live`."""
@@ -144,18 +237,23 @@ class SqlRunBook:
 
         return await self._database.read(work)
 
-    async def started(self, run_id: RunId, *, at: float, resumed: bool, max_concurrent: int) -> bool:
+    async def started(
+        self, run_id: RunId, *, at: float, resumed: bool, max_concurrent: int, epoch: int = 0
+    ) -> bool:
         """See `RunBook.started`."""
 
         async def work(connection: Transaction) -> bool:
-            its_tenant = await connection.execute(select(runs.c.tenant_id).where(runs.c.run_id == run_id))
-            tenant_id = its_tenant.scalar_one_or_none()
-            if tenant_id is None:
+            found = await connection.execute(
+                select(runs.c.tenant_id, runs.c.home).where(runs.c.run_id == run_id)
+            )
+            its = found.one_or_none()
+            if its is None:
                 return False
-            await lock_tenant(connection, tenant_id)
+            await lock_tenant(connection, its.tenant_id)
+            await check_is_there(connection, its.home, epoch)
             others = await connection.execute(
                 select(func.count()).where(
-                    runs.c.tenant_id == tenant_id,
+                    runs.c.tenant_id == its.tenant_id,
                     runs.c.state == RunState.RUNNING,
                     runs.c.run_id != run_id,
                 )
@@ -165,23 +263,25 @@ class SqlRunBook:
             changed = await connection.execute(
                 update(runs)
                 .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED)
+                .where(runs.c.wish != Wish.CANCEL)
                 .values(
                     state=RunState.RUNNING,
                     started_at=func.coalesce(runs.c.started_at, at),
                     resumed=runs.c.resumed + int(resumed),
+                    epoch=epoch,
                 )
             )
             return bool(changed.rowcount)
 
         return await self._database.write(work)
 
-    async def interrupted(self, run_id: RunId) -> None:
+    async def interrupted(self, run_id: RunId, *, epoch: int = 0) -> None:
         """See `RunBook.interrupted`. Nothing happens to a run that has ended."""
 
         async def work(connection: Transaction) -> None:
             await connection.execute(
                 update(runs)
-                .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED)
+                .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED, _is_under(epoch))
                 .values(state=RunState.INTERRUPTED)
             )
 
@@ -197,22 +297,20 @@ class SqlRunBook:
         answer: bytes | None,
         confirmed: Amounts,
         unconfirmed: Amounts,
+        epoch: int = 0,
     ) -> None:
-        """See `RunBook.ended`. Told again, it stays as it was.
-
-        Raises:
-            InvariantError: There is no such run.
-        """
+        """See `RunBook.ended`. Told again, it stays as it was."""
 
         async def work(connection: Transaction) -> None:
             changed = await connection.execute(
                 update(runs)
-                .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED)
+                .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED, _is_under(epoch))
                 .values(
                     state=RunState.ENDED,
                     ended_at=at,
                     outcome=outcome,
                     error=error,
+                    wish=Wish.NONE,
                     **amounts_as(confirmed, "confirmed_"),
                     **amounts_as(unconfirmed, "unconfirmed_"),
                 )
@@ -222,13 +320,16 @@ class SqlRunBook:
                     update(run_texts).where(run_texts.c.run_id == run_id).values(answer=answer)
                 )
                 return
-            there = await connection.execute(select(runs.c.run_id).where(runs.c.run_id == run_id))
-            if there.one_or_none() is None:
+            found = await connection.execute(select(runs.c.state).where(runs.c.run_id == run_id))
+            state = found.scalar_one_or_none()
+            if state is None:
                 raise InvariantError("a run ended that is not there: it was removed with its tenant")
+            if state != RunState.ENDED:
+                raise TakenOverError("a run ended under an epoch of its home that is over")
 
         await self._database.write(work)
 
-    async def delete(self, tenant_id: TenantId, run_id: RunId) -> bool:
+    async def delete(self, tenant_id: TenantId, run_id: RunId, *, audit: AuditRow | None = None) -> bool:
         """See `RunBook.delete`."""
         its_own = (runs.c.run_id == run_id) & (runs.c.tenant_id == tenant_id)
 
@@ -242,11 +343,12 @@ class SqlRunBook:
             if context_id is None:
                 return False
             still_needed = exists().where(runs.c.context_id == contexts.c.context_id)
-            await connection.execute(
-                delete(contexts).where(
-                    contexts.c.context_id == context_id, contexts.c.is_inline, ~still_needed
-                )
+            await doom(
+                self._database,
+                connection,
+                (contexts.c.context_id == context_id) & contexts.c.is_inline & ~still_needed,
             )
+            await self._audit(connection, audit)
             return True
 
         was_there = await self._database.write(work)
@@ -274,6 +376,10 @@ class SqlRunBook:
 
         return await self._database.read(work)
 
+    async def _audit(self, connection: Transaction, row: AuditRow | None) -> None:
+        if row is not None:
+            await add_audit(self._database, connection, row)
+
     async def _count(
         self, connection: Transaction, tenant_id: TenantId, quotas: Sequence[tuple[str, Quota]]
     ) -> None:
@@ -297,7 +403,7 @@ class SqlRunBook:
         await connection.execute(
             self._database.insert(runs).values(
                 {name: getattr(row, name) for name in _PLAIN}
-                | {"state": row.state}
+                | {"state": row.state, "wish": row.wish}
                 | amounts_as(row.confirmed, "confirmed_")
                 | amounts_as(row.unconfirmed, "unconfirmed_")
             )
@@ -307,6 +413,11 @@ class SqlRunBook:
                 run_id=row.run_id, question=row.question, answer=row.answer
             )
         )
+
+
+def _is_under(epoch: int) -> ColumnElement[bool]:
+    """Whether a run may be changed under this epoch of its home: nobody wrote to its tree yet, or it did."""
+    return runs.c.epoch.in_((0, epoch))
 
 
 async def _check_context(connection: Transaction, row: RunRow) -> None:
@@ -355,6 +466,7 @@ def _row(row: Row[Any]) -> RunRow:
     return RunRow(
         **{name: getattr(row, name) for name in _PLAIN},
         state=RunState(row.state),
+        wish=Wish(row.wish),
         # A head may end in the middle of a character.
         question=question if isinstance(question, str) else question.decode("utf-8", "ignore"),
         answer=None if answer is None else bytes(answer),

@@ -1,11 +1,8 @@
 """Tenants and their keys in the database."""
 
-import hashlib
-import secrets
-import string
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import Row, delete, or_, select, update
@@ -13,14 +10,14 @@ from sqlalchemy import Row, delete, or_, select, update
 from orchestrator.errors import InvalidRequestError, NotFoundError
 from orchestrator.ids import TenantId, new_key_id, new_tenant_id
 from orchestrator.store.backend import Transaction
-from orchestrator.store.books import KeyRow, Quota, Role, TenantRow, TenantRules
+from orchestrator.store.books import AuditRow, KeyRow, Quota, Role, TenantRow, TenantRules
 from orchestrator.store.database import Database
+from orchestrator.store.doomed import doom
+from orchestrator.store.key_secrets import HINT_CHARS, hash_of, new_key
+from orchestrator.store.sql_audit import append_audit
 from orchestrator.store.tables import api_keys, contexts, draws, runs, tenants, usage
 
 KEY_PREFIX = "rlm_"
-_KEY_CHARS = string.digits + string.ascii_letters
-_KEY_LENGTH = 40
-_HINT_CHARS = 4
 MAX_NAME_CHARS = 100
 _KEYS_IN_QUERY = 500
 """A statement has room for some thousands of values."""
@@ -32,7 +29,7 @@ class SqlTenantBook:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add_tenant(self, name: str, rules: TenantRules) -> TenantRow:
+    async def add_tenant(self, name: str, rules: TenantRules, *, by: str | None = None) -> TenantRow:
         """See `TenantBook.add_tenant`. A name is printable, at most `MAX_NAME_CHARS` long."""
         if not name.strip() or not name.isprintable() or len(name) > MAX_NAME_CHARS:
             raise InvalidRequestError(f"a tenant's name is 1 to {MAX_NAME_CHARS} printable characters")
@@ -45,16 +42,24 @@ class SqlTenantBook:
             .on_conflict_do_nothing()
         )
 
-        async def work(connection: Transaction) -> int:
-            return (await connection.execute(insert)).rowcount
+        async def work(connection: Transaction) -> bool:
+            if not (await connection.execute(insert)).rowcount:
+                return False
+            await self._note(connection, by, row.tenant_id, "AddTenant", row.tenant_id)
+            return True
 
         if not await self._database.write(work):
             raise InvalidRequestError(f"there is a tenant called {name!r} already")
         return row
 
-    async def tenants(self) -> Sequence[TenantRow]:
+    async def tenants(self, *, after: str = "", limit: int | None = None) -> Sequence[TenantRow]:
         """See `TenantBook.tenants`."""
-        found = select(tenants).where(tenants.c.removed_at.is_(None)).order_by(tenants.c.name)
+        found = (
+            select(tenants)
+            .where(tenants.c.removed_at.is_(None), tenants.c.name > after)
+            .order_by(tenants.c.name)
+            .limit(limit)
+        )
 
         async def work(connection: Transaction) -> list[TenantRow]:
             return [_tenant(row) for row in await connection.execute(found)]
@@ -77,22 +82,46 @@ class SqlTenantBook:
 
         return await self._database.read(work)
 
+    async def removed(self, tenant_ids: Collection[TenantId]) -> frozenset[TenantId]:
+        """See `TenantBook.removed`."""
+        there = select(tenants.c.tenant_id).where(
+            tenants.c.tenant_id.in_(tenant_ids), tenants.c.removed_at.is_(None)
+        )
+
+        async def work(connection: Transaction) -> frozenset[TenantId]:
+            return frozenset(tenant_ids).difference((await connection.execute(there)).scalars())
+
+        return await self._database.read(work)
+
     async def set_rules(self, tenant_id: TenantId, rules: TenantRules) -> None:
         """See `TenantBook.set_rules`.
 
         Raises:
             NotFoundError: There is no such tenant.
         """
+        await self.change_rules(tenant_id, lambda _rules: rules)
 
-        async def work(connection: Transaction) -> None:
+    async def change_rules(
+        self, tenant_id: TenantId, change: Callable[[TenantRules], TenantRules], *, by: str | None = None
+    ) -> TenantRow:
+        """See `TenantBook.change_rules`."""
+        its_row = select(tenants).where(tenants.c.tenant_id == tenant_id)
+
+        async def work(connection: Transaction) -> TenantRow:
             await lock_tenant(connection, tenant_id)
+            tenant = _tenant((await connection.execute(its_row)).one())
+            changed = replace(tenant, rules=change(tenant.rules))
             await connection.execute(
-                update(tenants).where(tenants.c.tenant_id == tenant_id).values(rules=_rules_as_json(rules))
+                update(tenants)
+                .where(tenants.c.tenant_id == tenant_id)
+                .values(rules=_rules_as_json(changed.rules))
             )
+            await self._note(connection, by, tenant_id, "SetRules", tenant_id)
+            return changed
 
-        await self._database.write(work)
+        return await self._database.write(work)
 
-    async def remove_tenant(self, tenant_id: TenantId) -> None:
+    async def remove_tenant(self, tenant_id: TenantId, *, by: str | None = None) -> None:
         """See `TenantBook.remove_tenant`. Its row stays, so that the ledger means somebody; its name is free.
 
         Raises:
@@ -101,27 +130,29 @@ class SqlTenantBook:
 
         async def work(connection: Transaction) -> None:
             await lock_tenant(connection, tenant_id)
-            for table in (api_keys, runs, contexts, draws, usage):
+            await doom(self._database, connection, contexts.c.tenant_id == tenant_id)
+            for table in (api_keys, runs, draws, usage):
                 await connection.execute(delete(table).where(table.c.tenant_id == tenant_id))
             await connection.execute(
                 update(tenants).where(tenants.c.tenant_id == tenant_id).values(removed_at=time.time())
             )
+            await self._note(connection, by, tenant_id, "RemoveTenant", tenant_id)
 
         await self._database.write(work)
         await self._database.scrub()
 
-    async def add_key(self, tenant_id: TenantId, role: Role) -> tuple[KeyRow, str]:
+    async def add_key(self, tenant_id: TenantId, role: Role, *, by: str | None = None) -> tuple[KeyRow, str]:
         """See `TenantBook.add_key`.
 
         Raises:
             NotFoundError: There is no such tenant.
         """
-        key = KEY_PREFIX + "".join(secrets.choice(_KEY_CHARS) for _ in range(_KEY_LENGTH))
+        key = new_key(KEY_PREFIX)
         row = KeyRow(
             key_id=new_key_id(),
             tenant_id=tenant_id,
             role=role,
-            hint=key[-_HINT_CHARS:],
+            hint=key[-HINT_CHARS:],
             created_at=time.time(),
             revoked_at=None,
         )
@@ -132,12 +163,13 @@ class SqlTenantBook:
                 self._database.insert(api_keys).values(
                     key_id=row.key_id,
                     tenant_id=tenant_id,
-                    key_sha256=_hash_of(key),
+                    key_sha256=hash_of(key),
                     role=role.value,
                     hint=row.hint,
                     created_at=row.created_at,
                 )
             )
+            await self._note(connection, by, tenant_id, "AddKey", row.key_id, detail=role.value)
 
         await self._database.write(work)
         return row, key
@@ -155,7 +187,7 @@ class SqlTenantBook:
 
         return await self._database.read(work)
 
-    async def revoke_key(self, tenant_id: TenantId, key_id: str) -> bool:
+    async def revoke_key(self, tenant_id: TenantId, key_id: str, *, by: str | None = None) -> bool:
         """See `TenantBook.revoke_key`. One that was revoked before keeps its time."""
         its_key = (api_keys.c.tenant_id == tenant_id) & (api_keys.c.key_id == key_id)
         revoke = (
@@ -165,7 +197,10 @@ class SqlTenantBook:
         async def work(connection: Transaction) -> bool:
             await connection.execute(revoke)
             found = await connection.execute(select(api_keys.c.key_id).where(its_key))
-            return found.one_or_none() is not None
+            if found.one_or_none() is None:
+                return False
+            await self._note(connection, by, tenant_id, "RevokeKey", key_id)
+            return True
 
         return await self._database.write(work)
 
@@ -174,7 +209,7 @@ class SqlTenantBook:
         whose = (
             select(api_keys)
             .join(tenants, tenants.c.tenant_id == api_keys.c.tenant_id)
-            .where(api_keys.c.key_sha256 == _hash_of(key))
+            .where(api_keys.c.key_sha256 == hash_of(key))
             .where(api_keys.c.revoked_at.is_(None), tenants.c.removed_at.is_(None))
         )
 
@@ -209,6 +244,23 @@ class SqlTenantBook:
 
         return await self._database.read(work)
 
+    async def _note(
+        self,
+        connection: Transaction,
+        by: str | None,
+        tenant_id: TenantId,
+        action: str,
+        target: str,
+        *,
+        detail: str = "",
+    ) -> None:
+        if by is None:
+            return
+        row = AuditRow(
+            at=time.time(), tenant_id=tenant_id, actor=by, action=action, target=target, detail=detail
+        )
+        await append_audit(self._database, connection, row)
+
 
 async def lock_tenant(connection: Transaction, tenant_id: TenantId) -> None:
     """Nobody else changes what counts against this tenant's limits, until the transaction ends.
@@ -223,12 +275,6 @@ async def lock_tenant(connection: Transaction, tenant_id: TenantId) -> None:
     )
     if found.one_or_none() is None:
         raise NotFoundError("there is no such tenant")
-
-
-def _hash_of(key: str) -> bytes:
-    # A plain hash is enough: a key is 238 random bits, and not a password that could be guessed. So a look-up
-    # is one index probe, and how long that takes tells of the hash, not of the key.
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def _rules_as_json(rules: TenantRules) -> dict[str, Any]:

@@ -121,6 +121,17 @@ api_keys = Table(
     Column("revoked_at", Double),
 )
 
+operator_keys = Table(
+    "operator_keys",
+    metadata,
+    Column("key_id", String, primary_key=True),
+    Column("key_sha256", LargeBinary, nullable=False, unique=True),
+    Column("hint", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("revoked_at", Double),
+)
+"""A table of their own: no slip in a query can make one of them a tenant's, or a tenant's one of them."""
+
 contexts = Table(
     "contexts",
     metadata,
@@ -136,6 +147,26 @@ contexts = Table(
     UniqueConstraint("tenant_id", "sha256", "length_bytes", "name", "home"),
     Index(None, "tenant_id", "created_at", "context_id"),
 )
+
+doomed_contexts = Table(
+    "doomed_contexts",
+    metadata,
+    Column("context_id", String, primary_key=True),
+    Column("tenant_id", String, nullable=False),
+    Column("name", AnyText, nullable=False),
+    Column("home", String, nullable=False, index=True),
+)
+"""Of contexts that were deleted, while the disk of their home still has the file."""
+
+homes = Table(
+    "homes",
+    metadata,
+    Column("home", String, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("heard_until", Double, nullable=False),
+    Column("settler", String),
+)
+"""State directories and their servers. See `HomeBook`."""
 
 runs = Table(
     "runs",
@@ -159,12 +190,25 @@ runs = Table(
     Column("keeps_namespace", Boolean, nullable=False),
     Column("home", String, nullable=False),
     Column("last_position", BigInteger, nullable=False),
+    Column("wish", String, nullable=False, server_default=text("''")),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("tenant_id", "idempotency_key"),
     Index(None, "tenant_id", "created_at", "run_id"),
     Index(None, "tenant_id", "state"),
     Index(None, "home", "state"),
 )
-"""One row a root run, written with every append to its tree: what is long stands in `run_texts`."""
+"""One row a root run, written with every append to its tree: what is long stands in `run_texts`.
+
+`epoch` is that of its home under which its tree may be written, 0 until anybody did. Who was declared away
+since has an older one, and can't.
+"""
+Index(
+    "ix_runs_wish",
+    runs.c.home,
+    sqlite_where=runs.c.wish != text("''"),
+    postgresql_where=runs.c.wish != text("''"),
+)
+"""What a home has to do: empty, but for a moment."""
 
 run_texts = Table(
     "run_texts",

@@ -11,6 +11,7 @@ from orchestrator.ids import RunId, TenantId
 from orchestrator.store.books import ANSWER_HEAD_BYTES, LISTED_TEXT_BYTES, Quota, RunFilter, RunRow, RunState
 from orchestrator.store.database import Database, open_database
 from orchestrator.store.sql_contexts import SqlContextBook
+from orchestrator.store.sql_homes import SqlHomeBook
 from orchestrator.store.sql_runs import SqlRunBook
 from orchestrator.store.sql_usage import SqlUsageBook
 from tests.fakes.tenancy import HOME, a_context, a_run, a_tenant, stored_run
@@ -286,7 +287,9 @@ async def test_what_has_not_ended_is_found_by_its_home_oldest_first(
     )
     await stored_run(database, anna, home="elsewhere")
     await end(book, ended)
-    assert [row.run_id for row in await book.unended(HOME)] == [a, b]
+    homes = SqlHomeBook(database)
+    epoch = await homes.enter(HOME, lease_s=60.0)
+    assert [head.run_id for head in await homes.claim(HOME, epoch)] == [a, b]
 
 
 async def test_only_an_ended_run_is_deleted_and_its_key_is_free(book: SqlRunBook, anna: TenantId) -> None:

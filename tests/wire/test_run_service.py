@@ -23,7 +23,7 @@ from orchestrator.rpc.status import DETAIL_KEY
 from orchestrator.server.grpc_shell import Tls, open_port
 from orchestrator.service import office
 from orchestrator.service.rules import NEEDED
-from orchestrator.store.books import Quota, Role, RunState, TenantRules
+from orchestrator.store.books import AuditRow, Quota, Role, RunState, TenantRules
 from tests.fakes.model import FakeModel, runs, says, when
 from tests.fakes.service import Account, Server, open_server, short_directory
 from tests.fakes.tree import CARD
@@ -634,7 +634,9 @@ async def test_what_a_server_left_is_taken_up_by_the_next_one(directory: Path, k
             await server.office.aclose()
             await asyncio.wait((watching,))
             # What a server that is killed cannot do: say that the run is interrupted.
-            await books.runs.started(RunId(running.run_id), at=0.0, resumed=False, max_concurrent=9)
+            await books.runs.started(
+                RunId(running.run_id), at=0.0, resumed=False, max_concurrent=9, epoch=server.office.epoch
+            )
             row = await books.runs.run(account.tenant_id, RunId(running.run_id))
             assert row is not None
             assert row.state is RunState.RUNNING
@@ -709,9 +711,13 @@ async def test_a_run_that_is_cancelled_while_nothing_can_be_stored_does_not_go_o
         account = await server.account("acme")
         run = await created(stub, account)
         await until(lambda: len(model.asked) == 1)
+        # As if the wish had just been stored.
+        audit = AuditRow(
+            at=0.0, tenant_id=account.tenant_id, actor="a", action="CancelRun", target=run.run_id
+        )
+        await server.books.runs.cancel(account.tenant_id, RunId(run.run_id), at=0.0, error="", audit=audit)
         away = Away(server, monkeypatch)
-        # As if its audit entry had just been written.
-        await server.office._execution.cancel(RunId(run.run_id))
+        server.office._execution.cancel(RunId(run.run_id))
         await until(lambda: away.refused >= 2)
         away.is_back = True
         told = await over(stub, account, run.run_id)

@@ -204,10 +204,11 @@ async def test_an_interrupted_run_is_resumed_or_cancelled_by_hand(
         created = [(await server.office.create_run(caller, asking(f"{n}"))).run for n in range(2)]
         await until(lambda: len(model.asked) == 2)
 
-    async def nothing(_recovery: Recovery) -> int:
+    async def claim_and_go_on_with_none(recovery: Recovery) -> int:
+        await recovery._books.homes.claim(recovery._presence.home, recovery._presence.epoch)
         return 0
 
-    monkeypatch.setattr(Recovery, "at_start", nothing)
+    monkeypatch.setattr(Recovery, "at_start", claim_and_go_on_with_none)
     async with open_server(directory, FakeModel(otherwise=ANSWERS)) as server:
         rows = await server.office.list_runs(caller, RunFilter(), limit=10)
         assert {row.state for row in rows} == {RunState.INTERRUPTED}
@@ -229,7 +230,9 @@ async def test_a_run_that_gets_no_further_is_given_up_with_its_events_readable(d
         run = (await server.office.create_run(caller, asking())).run
         await until(lambda: len(model.asked) == 1)
         for _ in range(25):
-            await server.books.runs.started(RunId(run.run_id), at=0.0, resumed=True, max_concurrent=99)
+            await server.books.runs.started(
+                RunId(run.run_id), at=0.0, resumed=True, max_concurrent=99, epoch=server.office.epoch
+            )
     async with open_server(directory, FakeModel()) as server:
         told = await ended(server, caller, run.run_id)
         assert (told.outcome, told.answer) == ("internal_error", None)

@@ -63,6 +63,7 @@ BY_ERROR: Mapping[type[errors.OrchestratorError], Refusal] = {
     errors.KeyMissingError: _OURS,
     errors.ProviderUnreachableError: _OURS,
     errors.StoreError: _LATER,
+    errors.TakenOverError: _LATER,
     errors.UnavailableError: _LATER,
     errors.ServerError: _OURS,
     errors.InvariantError: _OURS,
@@ -88,8 +89,16 @@ def too_large(max_bytes: int) -> RequestRefusedError:
     return RequestRefusedError(413, "request_too_large", f"the body is longer than {max_bytes:,} bytes")
 
 
-def told(error: Exception) -> tuple[Refusal, str]:
-    """How an error is told, and its sentence. What is not the caller's business is our own failure."""
+NO_RUN = "there is no such run, context or text"
+
+
+def told(error: Exception, *, absent: str = NO_RUN) -> tuple[Refusal, str]:
+    """How an error is told, and its sentence. What is not the caller's business is our own failure.
+
+    Args:
+        error: What was raised.
+        absent: The sentence about what is not there, or another's: its own might tell the two apart.
+    """
     if isinstance(error, RequestRefusedError):
         return error.refusal, _short(str(error))
     if isinstance(error, TimeoutError):
@@ -98,7 +107,7 @@ def told(error: Exception) -> tuple[Refusal, str]:
         return _OURS, "the service failed"
     refusal = BY_ERROR[type(error)]
     if isinstance(error, errors.NotFoundError):
-        return refusal, "there is no such run, context or text"
+        return refusal, absent
     if refusal is _OURS:
         # Its sentence is for the operator's log.
         return refusal, "the service failed"
@@ -117,10 +126,14 @@ def body_of(refusal: Refusal, message: str) -> dict[str, object]:
 
 
 def refused(
-    error: Exception, *, unavailable: int = _UNAVAILABLE, headers: Mapping[str, str] | None = None
+    error: Exception,
+    *,
+    unavailable: int = _UNAVAILABLE,
+    headers: Mapping[str, str] | None = None,
+    absent: str = NO_RUN,
 ) -> JSONResponse:
     """The response that tells an error."""
-    refusal, message = told(error)
+    refusal, message = told(error, absent=absent)
     extra = dict(headers or {})
     if refusal is _LATER:
         extra["retry-after"] = _RETRY_AFTER_S

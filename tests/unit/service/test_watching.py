@@ -22,7 +22,9 @@ class Trees:
         self.stored: list[bytes] = []
         self.reads = 0
 
-    def tree(self, tenant_id: TenantId, root: RunId, *, on_stored: OnStored | None = None) -> RunStore:
+    def tree(
+        self, tenant_id: TenantId, root: RunId, *, on_stored: OnStored | None = None, epoch: int = 0
+    ) -> RunStore:
         raise AssertionError("nobody writes here")
 
     async def tree_events(
