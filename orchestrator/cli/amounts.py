@@ -2,9 +2,10 @@
 
 import math
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
-from typing import NamedTuple
 
 import typer
+
+from orchestrator.store.rule_changes import Limit
 
 _NONE = "none"
 _MOST = 1_000_000_000_000_000
@@ -42,12 +43,6 @@ def seconds(text: str) -> float:
     if not 0 < value <= _MOST_SECONDS:
         raise typer.BadParameter(f"{text[:40]!r} is not a number of seconds above 0 and at most 30 days.")
     return value
-
-
-class Limit(NamedTuple):
-    """A limit that may be none: told apart from one that was not given."""
-
-    most: int | None
 
 
 def limit(text: str) -> Limit:

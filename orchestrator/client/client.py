@@ -11,16 +11,13 @@ from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import grpc.aio
 from rlm_proto.v1 import run_pb2
 
 from orchestrator.client import messages, packing, uploading, watching
-from orchestrator.client.channel import Tls, metadata_of, open_channel
+from orchestrator.client.connected import Connected
 from orchestrator.client.failures import failure_of
-from orchestrator.client.patience import Patience
 from orchestrator.client.values import (
     Answer,
     Context,
@@ -32,8 +29,7 @@ from orchestrator.client.values import (
     Usage,
 )
 from orchestrator.client.watching import Event
-from orchestrator.client.wire import Wire
-from orchestrator.errors import ConflictError, InvariantError, NotFoundError, ServerError
+from orchestrator.errors import ConflictError, NotFoundError, ServerError
 
 MAX_INLINE_BYTES = 4_000_000
 """A text up to here goes with its question; longer ones are uploaded."""
@@ -45,11 +41,7 @@ _PAGE = 100
 _DEFAULT_OPTIONS = RunOptions()
 
 
-def _nobody(_line: str) -> None:
-    pass
-
-
-class Client:
+class Client(Connected):
     """A connection to one server, for one key.
 
     Every method:
@@ -60,59 +52,6 @@ class Client:
       the tenant's rules), `NotFoundError`, `InvalidRequestError`, `ConflictError`, `BudgetExceededError`,
       `UnavailableError` (away for longer than there is patience), `ServerError` (broken, or none of ours).
     """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        api_key: str,
-        tls: Tls | None = None,
-        plaintext: bool = False,
-        patience: Patience | None = None,
-        say: Callable[[str], None] = _nobody,
-    ) -> None:
-        """Nothing is sent before the block is entered.
-
-        Args:
-            address: `HOST:PORT`, or `unix:PATH`.
-            api_key: As `rlm tenants add` or `rlm keys add` printed it.
-            tls: None for none, which another machine's address refuses.
-            plaintext: Send key and contexts unencrypted to another machine all the same.
-            patience: How long the server may be away.
-            say: Told when it is, and when it is back; one line each.
-        """
-        self._address = address
-        self._metadata = metadata_of(api_key)
-        self._tls = tls
-        self._plaintext = plaintext
-        self._patience = patience or Patience()
-        self._say = say
-        self._channel: grpc.aio.Channel | None = None
-        self._open: Wire | None = None
-
-    async def __aenter__(self) -> Self:
-        self._channel = open_channel(self._address, self._tls, plaintext=self._plaintext)
-        self._open = Wire(
-            self._channel,
-            address=self._address,
-            metadata=self._metadata,
-            patience=self._patience,
-            say=self._say,
-        )
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        channel, self._channel, self._open = self._channel, None, None
-        if channel is not None:
-            await channel.close()
-
-    @property
-    def _wire(self) -> Wire:
-        if self._open is None:
-            raise InvariantError("the client is used outside of its `async with` block")
-        return self._open
 
     # --- Runs ------------------------------------------------------------------------------------------
 

@@ -89,7 +89,9 @@ def _of_transport(code: grpc.StatusCode, said: str, address: str) -> Failure:
         return Failure(errors.ServerError(f"no TLS with {address}: {why}"), passes=False)
     if code is _Code.UNIMPLEMENTED:
         return Failure(
-            errors.ServerError(f"{address} does not know this call; it is no `rlm serve`, or an older one"),
+            errors.ServerError(
+                f"{address} does not know this call: it is no `rlm serve`, an older one, or does not offer it"
+            ),
             passes=False,
         )
     if code in _OF_THE_TRANSPORT:

@@ -72,9 +72,9 @@ def run_from_wire(message: run_pb2.Run) -> Run:
         question=text_from_wire(message.question),
         context_id=message.context_id,
         options=options_from_wire(message.options),
-        created_at=_time(message.created_at),
-        started_at=_time(message.started_at) if message.HasField("started_at") else None,
-        ended_at=_time(message.ended_at) if message.HasField("ended_at") else None,
+        created_at=time_from_wire(message.created_at),
+        started_at=time_from_wire(message.started_at) if message.HasField("started_at") else None,
+        ended_at=time_from_wire(message.ended_at) if message.HasField("ended_at") else None,
         confirmed=amounts_from_wire(message.confirmed),
         unconfirmed=amounts_from_wire(message.unconfirmed),
         resumed=message.resumed,
@@ -90,7 +90,7 @@ def context_from_wire(message: run_pb2.Context) -> Context:
         name=message.name,
         length_bytes=message.length_bytes,
         sha256=message.sha256,
-        created_at=_time(message.created_at),
+        created_at=time_from_wire(message.created_at),
     )
 
 
@@ -129,7 +129,8 @@ def _limited(message: types_pb2.Amounts) -> dict[str, int]:
     return {unit: amount for unit, amount in amounts_from_wire(message)._asdict().items() if amount}
 
 
-def _time(stamp: Timestamp) -> datetime:
+def time_from_wire(stamp: Timestamp) -> datetime:
+    """In UTC."""
     try:
         return stamp.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):

@@ -12,10 +12,12 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
+from orchestrator.client.admin import AdminClient
 from orchestrator.client.channel import Tls
 from orchestrator.client.client import Client
+from orchestrator.client.connected import Connected
 from orchestrator.client.patience import Patience
 from orchestrator.client.values import Answer, RunOptions
 from orchestrator.errors import InvariantError
@@ -24,10 +26,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+C = TypeVar("C", bound=Connected)
+
+
 def _waits(
-    method: Callable[Concatenate[Client, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["SyncClient", P], T]:
-    def waiting(self: "SyncClient", /, *arguments: P.args, **options: P.kwargs) -> T:
+    method: Callable[Concatenate[C, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["_Waiting[C]", P], T]:
+    def waiting(self: "_Waiting[C]", /, *arguments: P.args, **options: P.kwargs) -> T:
         return self.run(method(self.client, *arguments, **options))
 
     waiting.__doc__ = method.__doc__
@@ -35,9 +40,9 @@ def _waits(
 
 
 def _iterates(
-    method: Callable[Concatenate[Client, P], AsyncGenerator[T, None]],
-) -> Callable[Concatenate["SyncClient", P], Iterator[T]]:
-    def iterating(self: "SyncClient", /, *arguments: P.args, **options: P.kwargs) -> Iterator[T]:
+    method: Callable[Concatenate[C, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate["_Waiting[C]", P], Iterator[T]]:
+    def iterating(self: "_Waiting[C]", /, *arguments: P.args, **options: P.kwargs) -> Iterator[T]:
         items = method(self.client, *arguments, **options)
         try:
             while True:
@@ -53,26 +58,11 @@ def _iterates(
     return iterating
 
 
-class SyncClient:
-    """`Client` without `async`: `with SyncClient(...) as client:`, and the same methods and errors.
+class _Waiting(Generic[C]):
+    """One client, its loop, and the thread of that."""
 
-    Ctrl-C ends the wait for a call, and the call. To be used by one thread at a time.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        api_key: str,
-        tls: Tls | None = None,
-        plaintext: bool = False,
-        patience: Patience | None = None,
-        say: Callable[[str], None] = lambda _line: None,
-    ) -> None:
-        """See `Client`. `say` is called in the loop's thread."""
-        self.client = Client(
-            address, api_key=api_key, tls=tls, plaintext=plaintext, patience=patience, say=say
-        )
+    def __init__(self, client: C) -> None:
+        self.client = client
         """What does the work, on the loop's thread alone."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -128,6 +118,28 @@ class SyncClient:
         thread.join()
         loop.close()
 
+
+class SyncClient(_Waiting[Client]):
+    """`Client` without `async`: `with SyncClient(...) as client:`, and the same methods and errors.
+
+    Ctrl-C ends the wait for a call, and the call. To be used by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str,
+        tls: Tls | None = None,
+        plaintext: bool = False,
+        patience: Patience | None = None,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        """See `Client`. `say` is called in the loop's thread."""
+        super().__init__(
+            Client(address, api_key=api_key, tls=tls, plaintext=plaintext, patience=patience, say=say)
+        )
+
     create_run = _waits(Client.create_run)
     continue_run = _waits(Client.continue_run)
     get_run = _waits(Client.get_run)
@@ -145,6 +157,34 @@ class SyncClient:
     delete_context = _waits(Client.delete_context)
     get_usage = _waits(Client.get_usage)
     ask = _waits(Client.ask)
+
+
+class SyncAdminClient(_Waiting[AdminClient]):
+    """`AdminClient` without `async`, as `SyncClient` is `Client`."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str,
+        tls: Tls | None = None,
+        plaintext: bool = False,
+        patience: Patience | None = None,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        """See `Client`. `say` is called in the loop's thread."""
+        super().__init__(
+            AdminClient(address, api_key=api_key, tls=tls, plaintext=plaintext, patience=patience, say=say)
+        )
+
+    add_tenant = _waits(AdminClient.add_tenant)
+    list_tenants = _iterates(AdminClient.list_tenants)
+    get_tenant = _waits(AdminClient.get_tenant)
+    set_rules = _waits(AdminClient.set_rules)
+    remove_tenant = _waits(AdminClient.remove_tenant)
+    add_key = _waits(AdminClient.add_key)
+    list_keys = _waits(AdminClient.list_keys)
+    revoke_key = _waits(AdminClient.revoke_key)
 
 
 def ask(

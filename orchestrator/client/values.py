@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from orchestrator.budget import ZERO, Amounts
+from orchestrator.store.books import Role, TenantRules
 
 
 class RunState(StrEnum):
@@ -138,6 +139,46 @@ class Usage:
     max_concurrent_runs: int | None = None
     held: Amounts = ZERO
     """What calls in flight may cost at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tenant:
+    """Who pays, and who is isolated from whom."""
+
+    tenant_id: str
+    name: str
+    rules: TenantRules
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """An API key of a tenant, without the key."""
+
+    key_id: str
+    tenant_id: str
+    role: Role
+    hint: str
+    """Its last four characters, to tell it from others."""
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddedKey:
+    """A key that was just made."""
+
+    key: Key
+    api_key: str = field(repr=False)
+    """The key itself, this once: it is stored as a hash."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddedTenant:
+    """A tenant that was just made, and its first key, of the role admin."""
+
+    tenant: Tenant
+    first: AddedKey
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,6 +49,7 @@ class Wire:
             patience: How long it may be away.
             say: Told in one line when it is away, and when it is back.
         """
+        self.channel = channel
         self.stub: run_pb2_grpc.RunServiceAsyncStub = run_pb2_grpc.RunServiceStub(channel)
         self.address = address
         self.metadata = metadata
@@ -79,6 +80,17 @@ class Wire:
                 if row.is_open:
                     self.say(f"{self.address} is back")
                 return response
+
+    async def once(self, method: Method[Response], request: object) -> Response:
+        """The response to a request that is not to be carried out twice.
+
+        Raises:
+            OrchestratorError: See `failures`. Of what passes it is not known whether it was carried out.
+        """
+        try:
+            return await method(request, timeout=CALL_S, metadata=self.metadata)
+        except grpc.aio.AioRpcError as error:
+            raise failure_of(error, self.address).error from error
 
     async def change(
         self, method: Method[Response], request: object, *, already: type[OrchestratorError]

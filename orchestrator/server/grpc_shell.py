@@ -6,7 +6,7 @@ decided here. The client port has health and reflection besides, and nothing els
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,8 @@ _OPTIONS = (
 )  # fmt: skip
 
 Context = grpc.aio.ServicerContext[Any, Any]
+AddService = Callable[[grpc.aio.Server], str]
+"""Adds one more service to a server that is not started yet; its full name."""
 T = TypeVar("T")
 
 
@@ -86,7 +88,7 @@ def _ours(message: str) -> types_pb2.ErrorDetail:
 
 
 @asynccontextmanager
-async def _telling(context: Context) -> AsyncIterator[None]:
+async def telling(context: Context) -> AsyncIterator[None]:
     """Whatever goes wrong within the block ends the call with our status and detail."""
     try:
         yield
@@ -96,6 +98,13 @@ async def _telling(context: Context) -> AsyncIterator[None]:
             _log.exception("a call failed")
         metadata = ((status.DETAIL_KEY, detail.SerializeToString()),)
         await context.abort(code, detail.message, metadata)
+
+
+def key_of(context: Context) -> str | None:
+    """The API key of a call; None when it has none, or two."""
+    given = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+    scheme, _, key = str(given[0]).partition(" ") if len(given) == 1 else ("", "", "")
+    return key.strip() if scheme.lower() == "bearer" else None
 
 
 class RunService(run_pb2_grpc.RunServiceServicer):
@@ -180,7 +189,7 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         self, request: pb.WatchRunRequest, context: Context
     ) -> AsyncIterator[pb.WatchRunResponse]:
         """See run.proto."""
-        async with _telling(context):
+        async with telling(context):
             caller = await self._caller(context)
             watched = self._office.watch_run(caller, request.run_id, request.from_position)
             async for position, event_json in watched:
@@ -190,7 +199,7 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         self, request: pb.ReadTextRequest, context: Context
     ) -> AsyncIterator[pb.ReadTextResponse]:
         """See run.proto."""
-        async with _telling(context):
+        async with telling(context):
             caller = await self._caller(context)
             if not (request.answer or request.sha256):
                 raise InvalidRequestError("say which text: the answer, or one by its hash")
@@ -249,7 +258,7 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         self, requests: AsyncIterator[pb.UploadRequest], context: Context
     ) -> pb.UploadResponse:
         """See run.proto."""
-        async with _telling(context):
+        async with telling(context):
             caller = await self._caller(context)
             upload_id, upload = "", None
             parts = aiter(requests)
@@ -308,14 +317,12 @@ class RunService(run_pb2_grpc.RunServiceServicer):
     # --- Inside ---------------------------------------------------------------------------------------
 
     async def _answered(self, context: Context, answer: Callable[[Caller], Awaitable[T]]) -> T:
-        async with _telling(context), asyncio.timeout(CALL_S):
+        async with telling(context), asyncio.timeout(CALL_S):
             return await answer(await self._caller(context))
         raise AssertionError("a call that failed was aborted")
 
     async def _caller(self, context: Context) -> Caller:
-        given = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
-        scheme, _, key = str(given[0]).partition(" ") if len(given) == 1 else ("", "", "")
-        return await self._office.authenticate(key.strip() if scheme.lower() == "bearer" else None)
+        return await self._office.authenticate(key_of(context))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -366,7 +373,12 @@ class Port:
 
 @asynccontextmanager
 async def open_port(
-    office: Office, address: str, *, tls: Tls | None = None, is_ready: bool = True
+    office: Office,
+    address: str,
+    *,
+    tls: Tls | None = None,
+    is_ready: bool = True,
+    also: Sequence[AddService] = (),
 ) -> AsyncIterator[Port]:
     """Serve clients for the length of the block.
 
@@ -375,6 +387,7 @@ async def open_port(
         address: `HOST:PORT`.
         tls: None for none: then only for this machine, or behind what ends TLS before it.
         is_ready: What health says until `say_ready` is called.
+        also: Services besides, each behind the same limits.
 
     Raises:
         MachineError: Nothing can listen there, or a TLS file cannot be used.
@@ -383,7 +396,10 @@ async def open_port(
     run_pb2_grpc.add_RunServiceServicer_to_server(RunService(office), server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    others = [add(server) for add in also]
+    reflection.enable_server_reflection(
+        (SERVICE, *others, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
     try:
         port = (
             server.add_insecure_port(address)

@@ -1,28 +1,40 @@
-"""`rlm tenants` and `rlm keys`: their arguments. They work on the service's database itself.
+"""`rlm tenants` and `rlm keys`: their arguments. They work on the service's database itself, or ask a server.
 
 What they do is imported when it is done.
 """
 
+from collections.abc import Callable
 from dataclasses import fields
 from enum import StrEnum
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
 from orchestrator.cli import environment, held_signals
-from orchestrator.cli.amounts import Limit, limit, limit_usd
-from orchestrator.cli.books.rules import RuleChanges
+from orchestrator.cli.amounts import limit, limit_usd
+from orchestrator.cli.books.place import Place, Store
+from orchestrator.cli.remote.connection import Connection, connectable
 from orchestrator.cli.shared_options import with_options
 from orchestrator.limits import RunLimits
+from orchestrator.store.rule_changes import Limit, RuleChanges
 
-tenants = typer.Typer(help="Tenants of the service, on its machine.", no_args_is_help=True)
-keys = typer.Typer(help="API keys of tenants, on the service's machine.", no_args_is_help=True)
+tenants = typer.Typer(help="Tenants of a service: on its machine, or with --server.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of a service: on its machine, or with --server.", no_args_is_help=True)
 
 DATABASE_FILE = "service.db"
 """In the state directory, unless another store is named."""
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="For people.")]
 _Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="Its name or its id.")]
+_OptionalTenant = Annotated[
+    str,
+    typer.Argument(
+        metavar="[TENANT]", help="Its name or its id; with --server by default the one of your key."
+    ),
+]
+_Operator = Annotated[
+    bool, typer.Option("--operator", help="Of the installation, and of no tenant: it manages tenants.")
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print one object.")]
 
 
@@ -32,12 +44,6 @@ class Role(StrEnum):
     READ = "read"
     RUN = "run"
     ADMIN = "admin"
-
-
-class Store(NamedTuple):
-    """Which database."""
-
-    url: str
 
 
 def _store(
@@ -57,9 +63,18 @@ def _store(
 def _read_store(*, store: str) -> Store:
     # Read in any case: a misspelt setting is told of.
     settings = environment.settings()
-    return Store(
-        store or settings.service.store or f"sqlite:///{settings.state_dir.absolute() / DATABASE_FILE}"
-    )
+    by_default = f"sqlite:///{settings.state_dir.absolute() / DATABASE_FILE}"
+    return Store(store or settings.service.store or by_default, is_named=bool(store))
+
+
+def _both(*, store: Store, connection: Connection | None) -> None:
+    """What `placed` reads, for its signature."""
+
+
+def _read_place(*, store: Store, connection: Connection | None) -> Place:
+    if connection is not None and store.is_named:
+        raise typer.BadParameter("it contradicts --server.", param_hint="'--store'")
+    return Place(store.url, connection)
 
 
 def _rules(
@@ -113,6 +128,8 @@ def _read_rules(
     runtime: list[str] | None,
     any_runtime: bool,
     max_limit: list[str] | None,
+    max_cost_usd_per_day: Limit | None,
+    max_cost_usd_per_month: Limit | None,
     **others: Limit | int | None,
 ) -> RuleChanges:
     _refuse_both("--model", bool(model), any_model)
@@ -124,6 +141,8 @@ def _read_rules(
         models=() if any_model else tuple(model) if model else None,
         runtimes=() if any_runtime else tuple(runtime) if runtime else None,
         max_limits=dict(map(_named_limit, max_limit or ())),
+        max_cost_microusd_per_day=max_cost_usd_per_day,
+        max_cost_microusd_per_month=max_cost_usd_per_month,
         **others,  # type: ignore[arg-type]
     )
 
@@ -141,91 +160,141 @@ def _named_limit(text: str) -> tuple[str, float | None]:
     return name, limit(amount).most
 
 
-_stored = with_options(_store, _read_store, "store")
+def _placed(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of a database and of a server, of which it gets one."""
+    with_both = with_options(_both, _read_place, "place")(command)
+    return with_options(_store, _read_store, "store")(connectable(with_both))
+
+
 _ruled = with_options(_rules, _read_rules, "rules")
 
 
 @tenants.command("add")
-@_stored
+@_placed
 @_ruled
-def tenants_add(*, name: _Name, store: Store, rules: RuleChanges, as_json: _Json = False) -> None:
+def tenants_add(*, name: _Name, place: Place, rules: RuleChanges, as_json: _Json = False) -> None:
     """Add a tenant with a key of the role admin, which is shown this once."""
     with held_signals.held():
-        from orchestrator.cli.books import tenants as command  # noqa: PLC0415 - sqlalchemy
+        from orchestrator.cli.books import tenants as command  # noqa: PLC0415 - with it what it shows
 
-        command.add(store.url, name, rules, as_json=as_json)
+        command.add(place, name, rules, as_json=as_json)
 
 
 @tenants.command("list")
-@_stored
-def tenants_list(*, store: Store, as_json: _Json = False) -> None:
+@_placed
+def tenants_list(*, place: Place, as_json: _Json = False) -> None:
     """List tenants and what each may do."""
     with held_signals.held():
         from orchestrator.cli.books import tenants as command  # noqa: PLC0415 - as above
 
-        command.show_list(store.url, as_json=as_json)
+        command.show_list(place, as_json=as_json)
 
 
 @tenants.command("set")
-@_stored
+@_placed
 @_ruled
-def tenants_set(*, tenant: _Tenant, store: Store, rules: RuleChanges, as_json: _Json = False) -> None:
+def tenants_set(*, tenant: _Tenant, place: Place, rules: RuleChanges, as_json: _Json = False) -> None:
     """Change what a tenant may do; what is not named stays. It counts from the next request on."""
     if rules.is_empty:
         raise typer.BadParameter("name something to change.")
     with held_signals.held():
         from orchestrator.cli.books import tenants as command  # noqa: PLC0415 - as above
 
-        command.change(store.url, tenant, rules, as_json=as_json)
+        command.change(place, tenant, rules, as_json=as_json)
 
 
 @tenants.command("remove")
-@_stored
-def tenants_remove(*, tenant: _Tenant, store: Store, as_json: _Json = False) -> None:
+@_placed
+def tenants_remove(*, tenant: _Tenant, place: Place, as_json: _Json = False) -> None:
     """Remove a tenant with its keys, runs and contexts, for good. What it paid stays in the books."""
     with held_signals.held():
         from orchestrator.cli.books import tenants as command  # noqa: PLC0415 - as above
 
-        command.remove(store.url, tenant, as_json=as_json)
+        command.remove(place, tenant, as_json=as_json)
 
 
 @keys.command("add")
-@_stored
+@_placed
 def keys_add(
     *,
-    tenant: _Tenant,
-    role: Annotated[Role, typer.Option(help="admin may delete; run may ask; read may look.")] = Role.RUN,
-    store: Store,
+    tenant: _OptionalTenant = "",
+    operator: _Operator = False,
+    role: Annotated[
+        Role | None, typer.Option(help="admin may delete, and make keys; run may ask; read may look.")
+    ] = None,
+    place: Place,
     as_json: _Json = False,
 ) -> None:
     """Make a key, which is shown this once."""
+    if operator and role is not None:
+        raise typer.BadParameter("an operator's key has none.", param_hint="'--role'")
+    _check_whose(tenant, operator=operator, place=place)
     with held_signals.held():
-        from orchestrator.cli.books import keys as command  # noqa: PLC0415 - as above
+        if operator:
+            from orchestrator.cli.books import operators  # noqa: PLC0415 - sqlalchemy
 
-        command.add(store.url, tenant, role.value, as_json=as_json)
+            operators.add(place.store_url, as_json=as_json)
+            return
+        from orchestrator.cli.books import keys as command  # noqa: PLC0415 - with it what it shows
+
+        command.add(place, tenant, (role or Role.RUN).value, as_json=as_json)
 
 
 @keys.command("list")
-@_stored
-def keys_list(*, tenant: _Tenant, store: Store, as_json: _Json = False) -> None:
-    """List a tenant's keys, without the keys."""
+@_placed
+def keys_list(
+    *, tenant: _OptionalTenant = "", operator: _Operator = False, place: Place, as_json: _Json = False
+) -> None:
+    """List a tenant's keys, or those of operators, without the keys."""
+    _check_whose(tenant, operator=operator, place=place)
     with held_signals.held():
+        if operator:
+            from orchestrator.cli.books import operators  # noqa: PLC0415 - as above
+
+            operators.show_list(place.store_url, as_json=as_json)
+            return
         from orchestrator.cli.books import keys as command  # noqa: PLC0415 - as above
 
-        command.show_list(store.url, tenant, as_json=as_json)
+        command.show_list(place, tenant, as_json=as_json)
 
 
 @keys.command("revoke")
-@_stored
+@_placed
 def keys_revoke(
     *,
-    tenant: _Tenant,
-    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `rlm keys list` shows it.")],
-    store: Store,
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="[TENANT] KEY_ID", help="As `rlm keys list` shows it, behind its tenant."),
+    ],
+    operator: _Operator = False,
+    place: Place,
     as_json: _Json = False,
 ) -> None:
     """Make a key unknown. Another one has to be there before, if the tenant is to go on."""
+    *tenants_named, key_id = words
+    if len(tenants_named) > 1:
+        raise typer.BadParameter("name one tenant and one key.", param_hint="'KEY_ID'")
+    tenant = "".join(tenants_named)
+    _check_whose(tenant, operator=operator, place=place)
     with held_signals.held():
+        if operator:
+            from orchestrator.cli.books import operators  # noqa: PLC0415 - as above
+
+            operators.revoke(place.store_url, key_id, as_json=as_json)
+            return
         from orchestrator.cli.books import keys as command  # noqa: PLC0415 - as above
 
-        command.revoke(store.url, tenant, key_id, as_json=as_json)
+        command.revoke(place, tenant, key_id, as_json=as_json)
+
+
+def _check_whose(tenant: str, *, operator: bool, place: Place) -> None:
+    """A server knows from its key whose is meant; beside the database nobody is meant by itself."""
+    if operator and tenant:
+        raise typer.BadParameter("an operator's key is no tenant's.", param_hint="'TENANT'")
+    if operator and place.connection is not None:
+        raise typer.BadParameter(
+            "operators' keys are made, listed and revoked on the server's machine (--store).",
+            param_hint="'--operator'",
+        )
+    if not operator and not tenant and place.connection is None:
+        raise typer.BadParameter("name a tenant, or --operator.", param_hint="'TENANT'")

@@ -1,41 +1,39 @@
 """`rlm tenants add|list|set|remove`."""
 
-from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC
 
 from orchestrator.cli import exits, words
-from orchestrator.cli.books.rules import RuleChanges
-from orchestrator.cli.books.session import Books, carry_out
+from orchestrator.cli.books.desk import Desk, carry_out
+from orchestrator.cli.books.place import Place
 from orchestrator.cli.json_line import json_line
-from orchestrator.store.books import Quota, Role, TenantRow, TenantRules
+from orchestrator.client import Quota, RuleChanges, Tenant
+from orchestrator.visible import visible_line
+
+_WIDEST = 100
 
 
-def add(url: str, name: str, rules: RuleChanges, *, as_json: bool) -> None:
+def add(place: Place, name: str, rules: RuleChanges, *, as_json: bool) -> None:
     """Add a tenant and its first key; both go to stdout."""
-
-    async def work(books: Books) -> tuple[TenantRow, str]:
-        tenant = await books.tenants.add_tenant(name, rules.applied_to(TenantRules()))
-        await books.note(tenant, "AddTenant", tenant.tenant_id)
-        row, key = await books.tenants.add_key(tenant.tenant_id, Role.ADMIN)
-        await books.note(tenant, "AddKey", row.key_id, Role.ADMIN.value)
-        return tenant, key
-
-    tenant, key = carry_out(url, work)
+    added = carry_out(place, lambda desk: desk.add_tenant(name, rules))
+    tenant_id, key = added.tenant.tenant_id, added.first.api_key
     if as_json:
-        exits.put(json_line({"tenant_id": tenant.tenant_id, "api_key": key}))
+        exits.put(json_line({"tenant_id": tenant_id, "api_key": key}))
         return
-    exits.put(f"tenant_id  {tenant.tenant_id}\napi_key    {key}")
+    shown = visible_line(tenant_id, _WIDEST), visible_line(key, _WIDEST)
+    exits.put("tenant_id  {}\napi_key    {}".format(*shown))
     exits.tell("rlm: keep the key: it is stored as a hash, and not shown again")
 
 
-def show_list(url: str, *, as_json: bool) -> None:
+def show_list(place: Place, *, as_json: bool) -> None:
     """All tenants on stdout."""
 
-    async def work(books: Books) -> Sequence[TenantRow]:
-        return await books.tenants.tenants()
+    async def work(desk: Desk) -> list[Tenant]:
+        async with aclosing(desk.list_tenants()) as listed:
+            return [tenant async for tenant in listed]
 
-    found = carry_out(url, work)
+    found = carry_out(place, work)
     if as_json:
         exits.put(json_line({"tenants": [_object(tenant) for tenant in found]}))
         return
@@ -43,39 +41,27 @@ def show_list(url: str, *, as_json: bool) -> None:
         exits.put(_line(tenant))
 
 
-def change(url: str, name_or_id: str, rules: RuleChanges, *, as_json: bool) -> None:
+def change(place: Place, name_or_id: str, rules: RuleChanges, *, as_json: bool) -> None:
     """Give a tenant other rules."""
-
-    async def work(books: Books) -> TenantRow:
-        tenant = await books.tenant(name_or_id)
-        await books.tenants.set_rules(tenant.tenant_id, rules.applied_to(tenant.rules))
-        await books.note(tenant, "SetRules", tenant.tenant_id)
-        return await books.tenant(tenant.tenant_id)
-
-    tenant = carry_out(url, work)
+    tenant = carry_out(place, lambda desk: desk.set_rules(name_or_id, rules))
     exits.put(json_line(_object(tenant)) if as_json else _line(tenant))
 
 
-def remove(url: str, name_or_id: str, *, as_json: bool) -> None:
+def remove(place: Place, name_or_id: str, *, as_json: bool) -> None:
     """Remove a tenant with all that it has."""
-
-    async def work(books: Books) -> TenantRow:
-        tenant = await books.tenant(name_or_id)
-        await books.tenants.remove_tenant(tenant.tenant_id)
-        await books.note(tenant, "RemoveTenant", tenant.tenant_id)
-        return tenant
-
-    tenant = carry_out(url, work)
+    tenant = carry_out(place, lambda desk: desk.remove_tenant(name_or_id))
     if as_json:
-        exits.put(json_line({"tenant_id": tenant.tenant_id, "removed": True}))
-    else:
-        exits.tell(f"rlm: {tenant.name} ({tenant.tenant_id}) is removed, with its keys, runs and contexts")
+        exits.put(json_line({"tenant_id": tenant.tenant_id if tenant else None, "removed": True}))
+        return
+    # Without it: the reply to the request that removed it was lost.
+    who = f"{tenant.name} ({tenant.tenant_id})" if tenant else name_or_id
+    exits.tell(f"rlm: {who} is removed, with its keys, runs and contexts")
 
 
-def _object(tenant: TenantRow) -> dict[str, object]:
+def _object(tenant: Tenant) -> dict[str, object]:
     rules = asdict(tenant.rules)
     rules["models"], rules["runtimes"] = list(tenant.rules.models), list(tenant.rules.runtimes)
-    created_at = datetime.fromtimestamp(tenant.created_at, UTC).isoformat(timespec="milliseconds")
+    created_at = tenant.created_at.astimezone(UTC).isoformat(timespec="milliseconds")
     return {
         "tenant_id": tenant.tenant_id,
         "name": tenant.name,
@@ -84,7 +70,7 @@ def _object(tenant: TenantRow) -> dict[str, object]:
     }
 
 
-def _line(tenant: TenantRow) -> str:
+def _line(tenant: Tenant) -> str:
     rules = tenant.rules
     parts = [
         f"{words.many(rules.max_concurrent_runs, 'run')} at once",
@@ -98,7 +84,7 @@ def _line(tenant: TenantRow) -> str:
         parts.append(f"runtimes {', '.join(rules.runtimes)}")
     if rules.retention_days is not None:
         parts.append(f"kept for {words.many(rules.retention_days, 'day')}")
-    return f"{tenant.tenant_id}  {tenant.name}  {'; '.join(parts)}"
+    return visible_line(f"{tenant.tenant_id}  {tenant.name}  {'; '.join(parts)}", exits.MAX_LINE_CHARS)
 
 
 def _quota(window: str, quota: Quota) -> list[str]:

@@ -9,9 +9,10 @@ import typer
 from orchestrator.cli import exits, signals
 from orchestrator.cli.exits import Exit
 from orchestrator.cli.remote.connection import Connection
-from orchestrator.client import Client, Tls
+from orchestrator.client import AdminClient, Client, Tls
 
 T = TypeVar("T")
+C = TypeVar("C", Client, AdminClient)
 
 
 def client_of(connection: Connection, say: Callable[[str], None]) -> Client:
@@ -20,8 +21,13 @@ def client_of(connection: Connection, say: Callable[[str], None]) -> Client:
     Raises:
         InvalidRequestError: The key cannot be one.
     """
+    return of_kind(Client, connection, say)
+
+
+def of_kind(kind: type[C], connection: Connection, say: Callable[[str], None]) -> C:
+    """Likewise, of this kind."""
     tls = connection.tls
-    return Client(
+    return kind(
         connection.address,
         api_key=connection.api_key,
         tls=Tls(ca=tls.ca, certificate=tls.certificate, private_key=tls.private_key) if tls else None,
@@ -36,9 +42,14 @@ def carry_out(connection: Connection, work: Callable[[Client], Coroutine[Any, An
     Raises:
         OrchestratorError: See `Client`.
     """
+    return carry_out_with(Client, connection, work)
+
+
+def carry_out_with(kind: type[C], connection: Connection, work: Callable[[C], Coroutine[Any, Any, T]]) -> T:
+    """Likewise, with a client of this kind."""
 
     async def connected() -> T:
-        async with client_of(connection, lambda line: exits.tell(f"rlm: {line}")) as client:
+        async with of_kind(kind, connection, lambda line: exits.tell(f"rlm: {line}")) as client:
             return await work(client)
 
     try:

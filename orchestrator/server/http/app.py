@@ -9,11 +9,11 @@ import logging
 import re
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
-from typing import get_origin
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -25,20 +25,21 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import errors
-from orchestrator.ids import TenantId
 from orchestrator.limits import (
     HTTP_ANSWER_S,
     MAX_HTTP_HEADER_BYTES,
     MAX_HTTP_REQUESTS_OF_TENANT,
     MAX_MESSAGES_BODY_BYTES,
 )
+from orchestrator.server.http import admin as admin_resources
 from orchestrator.server.http import messages, resources
 from orchestrator.server.http.forms import query_values
 from orchestrator.server.http.openapi import document
 from orchestrator.server.http.refusals import RequestRefusedError, body_of, refused, told
 from orchestrator.server.http.requests import HeldRoom, Room, first_fault, key_of, linger, read_json
-from orchestrator.server.http.routes import Call, Route
-from orchestrator.service.port import Caller, Office
+from orchestrator.server.http.routes import AdminCall, Asked, Call, Route
+from orchestrator.service.admin_port import Admin
+from orchestrator.service.port import Office
 
 _log = logging.getLogger(__name__)
 
@@ -65,22 +66,23 @@ class _House:
     """What all routes of one app share."""
 
     office: Office
+    admin: Admin | None
     room: Room
-    under_way: Counter[TenantId]
+    under_way: Counter[str]
 
     @contextmanager
-    def counted(self, tenant_id: TenantId) -> Iterator[None]:
-        """One more request of a tenant, unless it has too many."""
-        if self.under_way[tenant_id] >= MAX_HTTP_REQUESTS_OF_TENANT:
+    def counted(self, of: str) -> Iterator[None]:
+        """One more request of a tenant, or of all operators together, unless it has too many."""
+        if self.under_way[of] >= MAX_HTTP_REQUESTS_OF_TENANT:
             raise RequestRefusedError(429, "rate_limit_error", "there are too many requests at once")
-        self.under_way[tenant_id] += 1
+        self.under_way[of] += 1
         try:
             yield
         finally:
-            self.under_way[tenant_id] -= 1
+            self.under_way[of] -= 1
             # Else everybody who ever asked would stay here.
-            if not self.under_way[tenant_id]:
-                del self.under_way[tenant_id]
+            if not self.under_way[of]:
+                del self.under_way[of]
 
 
 def make_app(
@@ -89,6 +91,7 @@ def make_app(
     metrics: Metrics | None = None,
     *,
     routes: Sequence[Route] = ROUTES,
+    admin: Admin | None = None,
     why_not: Callable[[], Sequence[str]] = tuple,
 ) -> Starlette:
     """The application.
@@ -97,10 +100,13 @@ def make_app(
         office: What is asked.
         is_ready: Whether new runs are taken.
         metrics: What `/metrics` gives; None for no such path.
-        routes: All that takes a key.
+        routes: All that takes a tenant's key.
+        admin: Is asked about tenants and keys; None to have no such routes.
         why_not: What keeps the server from being ready, a sentence each that anybody may read.
     """
-    house = _House(office=office, room=Room(), under_way=Counter())
+    house = _House(office=office, admin=admin, room=Room(), under_way=Counter())
+    if admin is not None:
+        routes = (*routes, *admin_resources.ROUTES)
     openapi = document(routes, version("rlm-orchestrator"))
 
     async def healthz(_request: Request) -> Response:
@@ -160,11 +166,11 @@ class _Endpoint:
         try:
             # Who asks comes before what is asked: a stranger's body is not even parsed.
             async with asyncio.timeout(HTTP_ANSWER_S):
-                caller = await house.office.authenticate(key_of(request.headers))
-            held.enter_context(house.counted(caller.tenant.tenant_id))
-            call = await _let_in(route, house, caller, request, held.enter_context(house.room.hold()))
+                visitor = await _enter(route, house, key_of(request.headers))
+            held.enter_context(house.counted(visitor.counts_as))
+            asked = await _let_in(route, request, held.enter_context(house.room.hold()))
             async with asyncio.timeout(route.answer_s):
-                return await route.answer(call)
+                return await visitor.answered(asked)
         except ClientDisconnect:
             # Nobody reads this.
             return Response(status_code=499)
@@ -172,11 +178,49 @@ class _Endpoint:
             return await _refusal(route, request, error)
 
 
-async def _let_in(route: Route, house: _House, caller: Caller, request: Request, held: HeldRoom) -> Call:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Visitor:
+    """Somebody whose key is known, at the route that he asked for."""
+
+    counts_as: str
+    answered: Callable[[Asked], Awaitable[Response]]
+
+
+async def _enter(route: Route, house: _House, key: str | None) -> _Visitor:
+    """Who asks.
+
+    Raises:
+        UnauthenticatedError: Nobody that is known.
+    """
+    answer, administer, admin = route.answer, route.administer, house.admin
+    if answer is not None:
+        caller = await house.office.authenticate(key)
+        return _Visitor(
+            counts_as=caller.tenant.tenant_id,
+            answered=lambda asked: answer(Call(**_parts(asked), office=house.office, caller=caller)),
+        )
+    if administer is None or admin is None:
+        raise errors.InvariantError(f"nobody answers {route.name}")
+    who = await admin.authenticate(key)
+    return _Visitor(
+        counts_as=_OPERATORS if who.tenant is None else who.tenant.tenant_id,
+        answered=lambda asked: administer(AdminCall(**_parts(asked), admin=admin, who=who)),
+    )
+
+
+_OPERATORS = ""
+"""No tenant's id."""
+
+
+def _parts(asked: Asked) -> dict[str, Any]:
+    return {item.name: getattr(asked, item.name) for item in fields(Asked)}
+
+
+async def _let_in(route: Route, request: Request, held: HeldRoom) -> Asked:
     if not all(_NAME.fullmatch(part) for part in request.path_params.values()):
         raise errors.NotFoundError("no id looks like that")
-    fields = route.query.model_fields.items()
-    lists = frozenset(name for name, about in fields if get_origin(about.annotation) is list)
+    known = route.query.model_fields.items()
+    lists = frozenset(name for name, about in known if get_origin(about.annotation) is list)
     try:
         query = route.query.model_validate(query_values(request.query_params.multi_items(), lists))
     except ValidationError as error:
@@ -184,14 +228,7 @@ async def _let_in(route: Route, house: _House, caller: Caller, request: Request,
     body = None
     if route.body is not None:
         body = await read_json(request, route.body, max_bytes=route.max_body_bytes, room=held)
-    return Call(
-        office=house.office,
-        caller=caller,
-        request=request,
-        body=body,
-        query=query,
-        room=held,
-    )
+    return Asked(request=request, body=body, query=query, room=held)
 
 
 async def _refusal(route: Route, request: Request, error: Exception) -> Response:
@@ -201,7 +238,7 @@ async def _refusal(route: Route, request: Request, error: Exception) -> Response
         _log.error("%s failed: %s\n%s", route.name, type(error).__name__, place)
     if route.body is not None or route.takes_bytes:
         await linger(request, max_bytes=MAX_MESSAGES_BODY_BYTES)
-    return refused(error, unavailable=route.unavailable)
+    return refused(error, unavailable=route.unavailable, absent=route.absent)
 
 
 async def _no_such_route(_request: Request, error: Exception) -> Response:

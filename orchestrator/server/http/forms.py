@@ -228,7 +228,7 @@ class RunReply(_Given):
             ),
             context_id=row.context_id,
             options=dict(row.options),
-            created_at=_time(row.created_at),
+            created_at=time_of(row.created_at),
             started_at=_time_or_none(row.started_at),
             ended_at=_time_or_none(row.ended_at),
             confirmed=AmountsReply.of(row.confirmed),
@@ -275,7 +275,7 @@ class ContextReply(_Given):
             name=row.name,
             length_bytes=row.length_bytes,
             sha256=row.sha256,
-            created_at=_time(row.created_at),
+            created_at=time_of(row.created_at),
         )
 
 
@@ -369,12 +369,13 @@ class StateReply(_Given):
     """What keeps it from being ready, a sentence each."""
 
 
-def _time(at: float) -> str:
+def time_of(at: float) -> str:
+    """RFC 3339, in UTC."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _time_or_none(at: float | None) -> str | None:
-    return None if at is None else _time(at)
+    return None if at is None else time_of(at)
 
 
 def _cut(text: bytes, max_bytes: int) -> str:

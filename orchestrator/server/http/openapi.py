@@ -57,7 +57,7 @@ def _operation(route: Route, by_model: _ByModel, definitions: Schema) -> Schema:
     operation: Schema = {
         "operationId": route.name,
         "summary": route.summary,
-        "description": f"Needs the role {route.role.value}.",
+        "description": route.needs,
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in _IN_PATH.findall(route.path)

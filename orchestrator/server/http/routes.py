@@ -11,7 +11,10 @@ from starlette.responses import Response
 from orchestrator import errors
 from orchestrator.limits import HTTP_ANSWER_S, MAX_HTTP_BODY_BYTES
 from orchestrator.server.http.forms import NoQuery
+from orchestrator.server.http.refusals import NO_RUN
 from orchestrator.server.http.requests import HeldRoom
+from orchestrator.service.admin_port import NEEDED as ADMIN_NEEDED
+from orchestrator.service.admin_port import Admin, Administrator, Need
 from orchestrator.service.port import Caller, Office
 from orchestrator.service.rules import NEEDED
 from orchestrator.store.books import Role
@@ -20,11 +23,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(kw_only=True, slots=True)
-class Call:
+class Asked:
     """One request that was let in."""
 
-    office: Office
-    caller: Caller
     request: Request
     body: BaseModel | None
     query: BaseModel
@@ -52,7 +53,24 @@ class Call:
         return part
 
 
+@dataclass(kw_only=True, slots=True)
+class Call(Asked):
+    """One of a tenant's, about what is its own."""
+
+    office: Office
+    caller: Caller
+
+
+@dataclass(kw_only=True, slots=True)
+class AdminCall(Asked):
+    """One about tenants and keys."""
+
+    admin: Admin
+    who: Administrator
+
+
 Answer = Callable[[Call], Awaitable[Response]]
+AdminAnswer = Callable[[AdminCall], Awaitable[Response]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,13 +78,16 @@ class Route:
     """What can be asked over HTTP."""
 
     name: str
-    """Its own, and of the rpc of run.proto that says what is promised ..."""
+    """Its own, and of the rpc of run.proto or admin.proto that says what is promised ..."""
     rpc: str = ""
     """... unless that has another name."""
     method: str
     path: str
     summary: str
-    answer: Answer
+    answer: Answer | None = None
+    """Either this ..."""
+    administer: AdminAnswer | None = None
+    """... or, for what admin.proto says, this."""
     body: type[BaseModel] | None = None
     max_body_bytes: int = MAX_HTTP_BODY_BYTES
     """Of a JSON body."""
@@ -83,8 +104,19 @@ class Route:
     """None for what takes as long as it takes."""
     unavailable: int = 503
     """Told while the server drains or its database does not answer."""
+    absent: str = NO_RUN
+    """Told of what is not there, and of what is another's."""
 
     @property
     def role(self) -> Role:
-        """What the key must at least be; the office checks."""
+        """What the key must at least be; the office checks. Of a route that administers nothing."""
         return NEEDED[self.rpc or self.name]
+
+    @property
+    def needs(self) -> str:
+        """Which key, in a sentence."""
+        if self.administer is None:
+            return f"Needs the role {self.role.value}."
+        if ADMIN_NEEDED[self.rpc or self.name] is Need.OPERATOR:
+            return "Needs an operator's key."
+        return "Needs an operator's key, or one of the tenant with the role admin."

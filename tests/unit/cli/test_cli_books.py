@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from orchestrator.cli.amounts import Limit
-from orchestrator.cli.books.rules import RuleChanges
 from orchestrator.cli.main import app as rlm
 from orchestrator.errors import InvalidRequestError, NotFoundError, StoreError
 from orchestrator.store.books import AuditRow, Quota, Role, TenantRules
 from orchestrator.store.database import open_database
+from orchestrator.store.rule_changes import Limit, RuleChanges
 from orchestrator.store.sql_audit import SqlAuditBook
 from orchestrator.store.sql_tenants import SqlTenantBook
 
