@@ -5,7 +5,8 @@ The same results give the same bytes. A result may hold, besides what is its own
 
     aims    [{measure, aim, measured, reached}]                    rows of the table
     bars    [{title, unit, rows: {name: value}, log?}]             plots of values beside one another
-    growth  [{title?, x_name, y_name, x: [...], y: [...]}]         plots of cost as the work grows
+    growth  [{title?, x_name, y_name, x: [...], y: [...]}]         plots of cost as the work grows, or, with
+            [{title?, x_name, y_name, series: {name: {x, y}}}]     several lines, of whatever changes with it
 """
 
 import json
@@ -138,16 +139,25 @@ def _draw_growth(plots: Sequence[Mapping[str, Any]], target: Path) -> None:
 
 
 def _draw_series(axes: Axes, plot: Mapping[str, Any]) -> None:
-    x, y = plot["x"], plot["y"]
+    if "series" in plot:
+        for name, line in plot["series"].items():
+            axes.plot(line["x"], line["y"], "o-", markersize=4, label=name)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+    else:
+        _draw_cost(axes, plot["x"], plot["y"])
+    axes.set_title(_title(plot), loc="left", fontsize=9)
+    axes.set_xlabel(plot["x_name"])
+    axes.set_ylabel(plot["y_name"])
+
+
+def _draw_cost(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
     axes.plot(x, y, "o-", color="#4c72b0", markersize=4)
     if min(x) > 0 and min(y) > 0:
         axes.set_xscale("log")
         axes.set_yscale("log")
         # What grows faster than its work is a defect: it would be steeper than this.
         axes.plot(x, [y[-1] * at / x[-1] for at in x], ":", color="#888888", linewidth=1)
-    axes.set_title(_title(plot), loc="left", fontsize=9)
-    axes.set_xlabel(plot["x_name"])
-    axes.set_ylabel(plot["y_name"])
 
 
 def _save(figure: Figure, target: Path) -> None:

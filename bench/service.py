@@ -1,13 +1,22 @@
-"""The service under load: `python -m bench.service [--levels 50 200 500]`.
+"""The service under load: `python -m bench.service [PART...]`.
 
-A server in a process of its own, with its SQLite file, its gRPC port and real runs. Sandboxes are coroutines
-of another process that speak the real protocol over real sockets, and the model answers at once: what is left
-is what the service costs. A client process beside them creates runs, watches them and counts.
+A server in a process of its own (`service_process`), with its database, its gRPC port and real runs. Its
+sandboxes are coroutines of another process that speak the real protocol over real sockets, and the model
+answers at once: what is left is what the service costs. A client process beside them creates runs, watches
+them and counts.
 
-For each level so many runs are live at once: first held in their first turn, for their memory; then let go,
-ten turns each, for turns, events and ended runs a second. Creations are measured against a server that starts
-nothing meanwhile. Then one run is watched by a thousand streams: as fast as it goes, for their throughput,
-and at the pace of a quick model, for how long after it happened an event, stored meanwhile, is there.
+Each part has a fresh server, and its result is kept as soon as it is there: a part that fails costs only its
+own, and its last result stays. All of them together are meant to end within six minutes.
+
+    creations       created a second, while nothing runs but one that is held
+    live-50 ...     so many runs live at once: first held in their first turn, for their memory; then let go,
+                    ten turns each, for turns and events; then so many clients, each of which creates a run of
+                    one turn as soon as its last one has ended, for runs a second from creation to end
+    watchers        one run and a thousand streams of it, as fast as it goes
+    delays          likewise at the pace of a quick model: how long after it happened an event, stored
+                    meanwhile, is there
+    postgresql-...  the same on a PostgreSQL server in a container
+    containers      real containers behind a real `rlm serve`, and a scripted model
 """
 
 import argparse
@@ -18,119 +27,60 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias
 
 import grpc.aio
 from rlm_proto.v1 import run_pb2 as pb
 from rlm_proto.v1 import run_pb2_grpc
 
-from bench.guests_elsewhere import GuestsElsewhere
-from bench.measuring import keep, spread_ms
+from bench.measuring import RESULTS, at_least, keep, spread_ms
 from bench.processes import cpu_s, memory_mib
-from orchestrator.conversation import Reply
-from orchestrator.errors import OrchestratorError
-from orchestrator.ids import RunId, TenantId
-from orchestrator.machine import allow_open_files
-from orchestrator.models.port import ModelRequest
-from orchestrator.runs.recorder import Observer
-from orchestrator.store.books import Role, RunRow, TenantRules
-from orchestrator.trajectory import Event, RunEnded, TurnStarted
-from tests.fakes.in_process_driver import InProcessDriver
-from tests.fakes.model import FakeModel, runs
-from tests.fakes.service import open_server
+from bench.service_process import question
+from orchestrator.config import Settings
+from orchestrator.store.books import TenantRules
+from tests.e2e.serving import new_key, serving
+from tests.postgres.server import postgres_server
 
-_LEVELS = (50, 200, 500)
+LEVELS = (50, 200, 500)
+_POSTGRESQL_LEVELS = (50, 200)
+_LIVE_CONTAINERS = 50
 _TURNS = 10
-_CREATED = 1_000
+_CREATED = 800
 _CREATORS = 32
+_SHORT_RUNS = 400
+"""At the least; at the most levels each client has two."""
 _WATCHERS = 1_000
-_WATCHED_TURNS = 100
-_PACED_TURNS = 10
+_WATCHED_TURNS = 40
+_PACED_TURNS = 6
 _PACE_S = 2.0
-_MOST_TURNS = 10_000
+_PART_S = 150.0
+_AGAIN_S = 0.5
 _LONGEST_LINE = 1 << 24
+_MOST_TURNS = 10_000
+
+_SCRIPT = f"""
+import asyncio, os
+
+def run(question, depth):
+    yield "kept = {{n: str(n) for n in range(10_000)}}\\nprint(llm_query('wait'))"
+    for turn in range({_TURNS - 2}):
+        yield f"x = {{turn}}"
+    yield "FINAL('done')"
+
+async def complete(prompt):
+    while not os.path.exists(LOG):
+        await asyncio.sleep(0.1)
+    return "go"
+"""
 
 
-# --- The server's process ------------------------------------------------------------------------------
-
-
-class Clock:
-    """A `ServiceHook`: when each event happened, and how long turns took."""
-
-    def __init__(self) -> None:
-        self.happened_at: list[float] = []
-        """Unix time; of one run, by position."""
-        self.turns_s: list[float] = []
-        self._began: dict[RunId, float] = {}
-
-    def created(self, run: RunRow) -> None:
-        """See `ServiceHook`."""
-
-    def refused(self, tenant_id: TenantId, error: OrchestratorError) -> None:
-        """See `ServiceHook`."""
-
-    def observer(self, run: RunRow) -> Observer:
-        """See `ServiceHook`."""
-        return self._see
-
-    def left(self, run: RunRow) -> None:
-        """See `ServiceHook`."""
-
-    def _see(self, event: Event) -> None:
-        self.happened_at.append(event.at)
-        if isinstance(event.payload, TurnStarted | RunEnded):
-            began = self._began.get(event.run_id)
-            # The first turn is held until all runs are live.
-            if began is not None:
-                self.turns_s.append(event.at - began)
-            if isinstance(event.payload, TurnStarted) and event.payload.turn > 1:
-                self._began[event.run_id] = event.at
-
-
-async def serve(directory: Path, max_running: int, turns: int, pace_s: float) -> None:
-    """Serve until stdin ends. A line on it lets the runs go that are held in their first turn."""
-    allow_open_files(max_running + _WATCHERS)
-    go, clock = asyncio.Event(), Clock()
-
-    async def reply(request: ModelRequest) -> Reply:
-        await go.wait()
-        if pace_s:
-            await asyncio.sleep(pace_s)
-        said = sum(isinstance(entry, Reply) for entry in request.conversation)
-        return runs("FINAL('done')" if said + 1 >= turns else f"x = {said}")
-
-    async with (
-        GuestsElsewhere() as guests,
-        open_server(
-            directory,
-            FakeModel(otherwise=reply),
-            sandboxes=max(1, max_running),
-            max_running=max_running,
-            hooks=[clock],
-            # It is used as a driver only.
-            driver=cast(InProcessDriver, guests),
-        ) as server,
-    ):
-        rules = TenantRules(max_concurrent_runs=100_000, max_queued_runs=1_000_000)
-        tenant = await server.books.tenants.add_tenant("bench", rules)
-        _, key = await server.books.tenants.add_key(tenant.tenant_id, Role.ADMIN)
-        print(server.port.address, key, flush=True)
-        stdin = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin
-        )
-        while (line := await stdin.readline()) != b"":
-            if line == b"go\n":
-                go.set()
-            else:
-                print(json.dumps({"happened_at": clock.happened_at, "turns_s": clock.turns_s}), flush=True)
-
-
-# --- The client's --------------------------------------------------------------------------------------
+Stream: TypeAlias = asyncio.Task[list[float]]
+"""The times at which its events came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +97,11 @@ class Server:
             request, metadata=(("authorization", f"Bearer {self.key}"),), timeout=400.0
         )
 
-    async def create(self, number: int, turns: int = _TURNS) -> str:
+    async def create(self, name: object, turns: int = _TURNS) -> str:
         """A new run about a short text."""
         request = pb.CreateRunRequest(
-            idempotency_key=f"bench-{number}",
-            question=b"How many?",
+            idempotency_key=f"bench-{name}",
+            question=question(turns),
             text=b"some text",
             options=pb.RunOptions(max_depth=0, max_turns=min(_MOST_TURNS, turns + 1)),
         )
@@ -171,9 +121,37 @@ class Server:
         await asyncio.gather(*(creator() for _ in range(_CREATORS)))
         return run_ids
 
-    async def watch(self, run_id: str) -> list[float]:
-        """The times at which its events came."""
-        return [time.time() async for _ in self.call("WatchRun", pb.WatchRunRequest(run_id=run_id))]
+    async def watch(self, run_id: str, came: list[float] | None = None) -> list[float]:
+        """The times at which its events came, `came` with them. A stream that ends is taken up again."""
+        came = [] if came is None else came
+        while True:
+            request = pb.WatchRunRequest(run_id=run_id, from_position=len(came))
+            try:
+                async for _ in self.call("WatchRun", request):
+                    came.append(time.time())
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return came
+
+    async def live(self) -> int:
+        """Runs that run now."""
+        count, token = 0, ""
+        while True:
+            page = await self.call(
+                "ListRuns",
+                pb.ListRunsRequest(states=[pb.RUN_STATE_RUNNING], page_size=200, page_token=token),
+            )
+            count, token = count + len(page.runs), page.next_page_token
+            if not token:
+                return count
+
+    async def until_live(self, count: int) -> None:
+        """Wait until so many runs run."""
+        while await self.live() < count:  # noqa: ASYNC110 - a question to another process
+            await asyncio.sleep(0.2)
 
     def let_go(self) -> None:
         """The model answers from now on."""
@@ -194,13 +172,42 @@ class Server:
         return memory_mib(self.process.pid)["now"]
 
 
+class Load:
+    """What a piece of work takes: of time, of the server's CPU and of this process's."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._began = (time.perf_counter(), cpu_s(pid), time.process_time())
+        self.took_s = 0.0
+        self.cpu_s = 0.0
+        self.own_cpu_s = 0.0
+
+    def stop(self) -> None:
+        """It is done."""
+        now = (time.perf_counter(), cpu_s(self._pid), time.process_time())
+        self.took_s, self.cpu_s, self.own_cpu_s = (
+            after - before for after, before in zip(now, self._began, strict=True)
+        )
+
+    def cpu_ms_each(self, count: int) -> float:
+        """The server's."""
+        return round(self.cpu_s * 1_000 / count, 2)
+
+    def cores(self) -> dict[str, float]:
+        """How busy both processes were."""
+        return {
+            "server": round(self.cpu_s / self.took_s, 2),
+            "client": round(self.own_cpu_s / self.took_s, 2),
+        }
+
+
 @asynccontextmanager
-async def served(max_running: int, turns: int = _TURNS, pace_s: float = 0.0) -> AsyncIterator[Server]:
+async def served(max_running: int, *, pause_s: float = 0.0, store_url: str = "") -> AsyncIterator[Server]:
     """A fresh server."""
     with tempfile.TemporaryDirectory(prefix="rlm") as directory:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.service", "serve", directory,
-            str(max_running), str(turns), str(pace_s),
+            sys.executable, "-m", "bench.service_process", directory,
+            store_url, str(max_running), str(pause_s),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_LONGEST_LINE,
         )  # fmt: skip
         assert process.stdout is not None
@@ -214,9 +221,12 @@ async def served(max_running: int, turns: int = _TURNS, pace_s: float = 0.0) -> 
             await process.wait()
 
 
-async def creations() -> dict[str, Any]:
+# --- Parts ---------------------------------------------------------------------------------------------
+
+
+async def creations(store_url: str = "") -> dict[str, Any]:
     """Runs created a second, while nothing runs but one that is held."""
-    async with served(1) as server:
+    async with served(1, store_url=store_url) as server:
         await server.create_many(_CREATORS)
         took: list[float] = []
         numbers = iter(range(_CREATORS, _CREATORS + _CREATED))
@@ -227,92 +237,110 @@ async def creations() -> dict[str, Any]:
                 await server.create(number)
                 took.append(time.perf_counter() - began)
 
-        before_s, began = cpu_s(server.process.pid), time.perf_counter()
+        load = Load(server.process.pid)
         await asyncio.gather(*(creator() for _ in range(_CREATORS)))
-        took_s = time.perf_counter() - began
+        load.stop()
         return {
-            "per_s": round(_CREATED / took_s, 1),
-            "server_cpu_ms_each": round((cpu_s(server.process.pid) - before_s) * 1_000 / _CREATED, 2),
+            "per_s": round(_CREATED / load.took_s, 1),
+            "server_cpu_ms_each": load.cpu_ms_each(_CREATED),
+            "cores": load.cores(),
             "ms": spread_ms(took),
         }
 
 
-async def level(count: int) -> dict[str, Any]:
+async def live(count: int, store_url: str = "") -> dict[str, Any]:
     """So many runs live at once."""
-    async with served(count) as server:
-        await server.create(-1)
+    async with served(count, store_url=store_url) as server:
+        await server.create("first")
         await asyncio.sleep(1.0)
         base_mib = server.memory_mib
         run_ids = await server.create_many(count - 1)
-        while (await _running(server)) < count:  # noqa: ASYNC110 - a question to another process
-            await asyncio.sleep(0.2)
+        await server.until_live(count)
         await asyncio.sleep(1.0)
         held_mib = server.memory_mib
-        before_s, began = cpu_s(server.process.pid), time.perf_counter()
+        load = Load(server.process.pid)
         server.let_go()
         events = sum(map(len, await asyncio.gather(*map(server.watch, run_ids))))
-        took_s = time.perf_counter() - began
+        load.stop()
+        turns_s = (await server.times())["turns_s"]
         return {
             "runs": count,
             "memory_mib_each": round((held_mib - base_mib) / (count - 1), 3),
-            "runs_per_s": round(count / took_s, 1),
-            "turns_per_s": round(count * _TURNS / took_s, 1),
-            "events_per_s": round(events / took_s, 1),
-            "server_cpu_ms_per_turn": round(
-                (cpu_s(server.process.pid) - before_s) * 1_000 / (count * _TURNS), 2
-            ),
-            "server_cores": round((cpu_s(server.process.pid) - before_s) / took_s, 2),
-            "turn_ms": spread_ms((await server.times())["turns_s"]),
+            "turns_per_s": round(count * _TURNS / load.took_s, 1),
+            "events_per_s": round(events / load.took_s, 1),
+            "server_cpu_ms_per_turn": load.cpu_ms_each(count * _TURNS),
+            "cores": load.cores(),
+            "turn_ms": spread_ms(turns_s),
+            "sustained": await _sustained(server, count),
         }
 
 
-async def _running(server: Server) -> int:
-    states = [pb.RUN_STATE_RUNNING]
-    count, token = 0, ""
-    while True:
-        page = await server.call(
-            "ListRuns", pb.ListRunsRequest(states=states, page_size=200, page_token=token)
-        )
-        count, token = count + len(page.runs), page.next_page_token
-        if not token:
-            return count
+async def _sustained(server: Server, clients: int) -> dict[str, Any]:
+    """Each client creates a run, watches it to its end, and creates the next."""
+    each = max(2, _SHORT_RUNS // clients)
+
+    async def client(name: int) -> None:
+        for number in range(each):
+            await server.watch(await server.create(f"short-{name}-{number}", turns=1))
+
+    load = Load(server.process.pid)
+    await asyncio.gather(*map(client, range(clients)))
+    load.stop()
+    return {
+        "runs_per_s": round(clients * each / load.took_s, 1),
+        "server_cpu_ms_per_run": load.cpu_ms_each(clients * each),
+        "cores": load.cores(),
+    }
+
+
+@asynccontextmanager
+async def _watched(
+    server: Server, turns: int
+) -> AsyncIterator[tuple[list[asyncio.Task[list[float]]], float]]:
+    """A held run and a thousand streams of it, which have all that there is; in how many seconds."""
+    run_id = await server.create("watched", turns)
+    await server.until_live(1)
+    came: list[list[float]] = [[] for _ in range(_WATCHERS)]
+    began = time.perf_counter()
+    streams = [asyncio.create_task(server.watch(run_id, times)) for times in came]
+    while not all(came):  # noqa: ASYNC110 - nobody else asks
+        await asyncio.sleep(0.05)
+    opened_s = time.perf_counter() - began
+    await asyncio.sleep(2.0)
+    yield streams, opened_s
 
 
 async def watchers() -> dict[str, Any]:
     """One run and a thousand streams of its events."""
-    async with served(1, _WATCHED_TURNS) as server:
-        run_id = await server.create(0, _WATCHED_TURNS)
+    async with served(1) as server:
         base_mib = server.memory_mib
-        streams = [asyncio.create_task(server.watch(run_id)) for _ in range(_WATCHERS)]
-        await asyncio.sleep(5.0)
-        watched_mib = server.memory_mib
-        before_s, began = cpu_s(server.process.pid), time.time()
-        server.let_go()
-        seen = await asyncio.gather(*streams)
-        took_s = max(times[-1] for times in seen) - began
-        events = {len(times) for times in seen}
-        assert len(events) == 1, "every stream has every event"
+        async with _watched(server, _WATCHED_TURNS) as (streams, opened_s):
+            watched_mib = server.memory_mib
+            load, began = Load(server.process.pid), time.time()
+            server.let_go()
+            seen = await asyncio.gather(*streams)
+            load.stop()
+        delivered = sum(at >= began for times in seen for at in times)
+        assert len({len(times) for times in seen}) == 1, "every stream has every event"
         return {
             "streams": _WATCHERS,
-            "events": events.pop(),
-            "delivered_per_s": round(sum(map(len, seen)) / took_s),
+            "events": len(seen[0]),
+            "opened_s": round(opened_s, 2),
+            "delivered_per_s": round(delivered / load.took_s),
             "memory_kib_each": round((watched_mib - base_mib) * 1_024 / _WATCHERS, 1),
-            "server_cpu_us_per_delivery": round(
-                (cpu_s(server.process.pid) - before_s) * 1e6 / sum(map(len, seen)), 1
-            ),
+            "server_cpu_us_per_delivery": round(load.cpu_s * 1e6 / delivered, 1),
+            "cores": load.cores(),
         }
 
 
 async def delays() -> dict[str, float]:
     """From the moment something happens until a stream of a thousand has the event; it is stored between."""
-    async with served(1, _PACED_TURNS, _PACE_S) as server:
-        run_id = await server.create(0, _PACED_TURNS)
-        streams = [asyncio.create_task(server.watch(run_id)) for _ in range(_WATCHERS)]
-        await asyncio.sleep(5.0)
-        # What happened before they came does not count.
-        before = len((await server.times())["happened_at"])
-        server.let_go()
-        seen = await asyncio.gather(*streams)
+    async with served(1, pause_s=_PACE_S) as server:
+        async with _watched(server, _PACED_TURNS) as (streams, _):
+            # What happened before they came does not count.
+            before = len((await server.times())["happened_at"])
+            server.let_go()
+            seen = await asyncio.gather(*streams)
         happened_at = (await server.times())["happened_at"]
         return spread_ms(
             [
@@ -323,61 +351,162 @@ async def delays() -> dict[str, float]:
         )
 
 
-async def measure(levels: list[int]) -> dict[str, Any]:
-    """All of it; see the module."""
-    created = await creations()
-    by_level = [await level(count) for count in levels]
-    streamed = {**await watchers(), "delay_ms": await delays()}
-    return {
-        "creations": created,
-        "levels": by_level,
-        "watchers": streamed,
-        "growth": [
-            {
-                "title": "Turns a second",
-                "x_name": "live runs",
-                "y_name": "turns/s",
-                "x": levels,
-                "y": [one["turns_per_s"] for one in by_level],
-            },
-            {
-                "title": "Memory of a live run",
-                "x_name": "live runs",
-                "y_name": "MiB",
-                "x": levels,
-                "y": [one["memory_mib_each"] for one in by_level],
-            },
-            {
-                "title": "A turn, median",
-                "x_name": "live runs",
-                "y_name": "ms",
-                "x": levels,
-                "y": [one["turn_ms"]["p50"] for one in by_level],
-            },
-            {
-                "title": "CPU of a turn",
-                "x_name": "live runs",
-                "y_name": "ms",
-                "x": levels,
-                "y": [one["server_cpu_ms_per_turn"] for one in by_level],
-            },
-        ],
+async def on_postgresql(part: Callable[[str], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    """A part with its database on a server in a container beside it."""
+    server = postgres_server()
+    postgres = await asyncio.to_thread(server.__enter__)
+    try:
+        return await part(await asyncio.to_thread(postgres.new_database))
+    finally:
+        await asyncio.to_thread(server.__exit__, None, None, None)
+
+
+async def containers(count: int = _LIVE_CONTAINERS) -> dict[str, Any]:
+    """Runs in real containers, each with something in its namespace, live at once and then let go."""
+    with tempfile.TemporaryDirectory(prefix="rlm") as name:
+        directory = Path(name)
+        image = Settings(state_dir=directory / "state")
+        most = {"RLM_MAX_SANDBOXES": str(count), "RLM_MAX_RUNS": str(count)}
+        async with serving(directory, image, _SCRIPT, **most) as process:
+            key = await new_key(directory, rules=TenantRules(max_concurrent_runs=count))
+            async with grpc.aio.insecure_channel(process.grpc) as channel:
+                server = Server(process.process, run_pb2_grpc.RunServiceStub(channel), key)
+                before = (server.memory_mib, _available_mib())
+                began = time.perf_counter()
+                run_ids = await server.create_many(count)
+                await server.until_live(count)
+                await asyncio.gather(*(_until_it_waits(server, run_id) for run_id in run_ids))
+                started_s = time.perf_counter() - began
+                after = (server.memory_mib, _available_mib())
+                load = Load(server.process.pid)
+                (directory / "asked").touch()
+                await asyncio.gather(*map(server.watch, run_ids))
+                load.stop()
+                return {
+                    "runs": count,
+                    "started_per_s": round(count / started_s, 2),
+                    "server_mib_each": round((after[0] - before[0]) / count, 3),
+                    "machine_mib_each": round((before[1] - after[1]) / count, 1),
+                    "turns_per_s": round(count * _TURNS / load.took_s, 1),
+                    "server_cpu_ms_per_turn": load.cpu_ms_each(count * _TURNS),
+                    "cores": load.cores(),
+                }
+
+
+async def _until_it_waits(server: Server, run_id: str) -> None:
+    """For its first sub-call, and so with its namespace."""
+    events = server.call("WatchRun", pb.WatchRunRequest(run_id=run_id))
+    async for event in events:
+        if json.loads(event.event_json)["kind"] == "sub_call_started":
+            events.cancel()
+            return
+
+
+def _available_mib() -> float:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) / 1_024
+    raise AssertionError("proc(5) has it")
+
+
+# --- All of them ---------------------------------------------------------------------------------------
+
+_DATABASES = {"SQLite": "live-", "PostgreSQL": "postgresql-live-"}
+
+Part = Callable[[], Awaitable[dict[str, Any]]]
+
+PARTS: Mapping[str, Part] = {
+    "creations": creations,
+    **{f"live-{count}": partial(live, count) for count in LEVELS},
+    "watchers": watchers,
+    "delays": delays,
+    "postgresql-creations": partial(on_postgresql, creations),
+    **{
+        f"postgresql-live-{count}": partial(on_postgresql, partial(live, count))
+        for count in _POSTGRESQL_LEVELS
+    },
+    "containers": containers,
+}
+
+
+async def measured(part: Part) -> dict[str, Any]:
+    """Its result, with how busy the machine was before."""
+    load_before = round(os.getloadavg()[0], 1)
+    async with asyncio.timeout(_PART_S):
+        return {**await part(), "load_before": load_before}
+
+
+def with_plots(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The result as the page takes it, of as many parts as there are."""
+    aims = []
+    if "creations" in parts:
+        aims.append(at_least("runs created a second", parts["creations"]["per_s"], 50, ""))
+    if "watchers" in parts:
+        aims.append(at_least("streams of one run's events", parts["watchers"]["streams"], _WATCHERS, ""))
+    return {"aims": aims, "parts": parts, "growth": [*_plots(parts)]}
+
+
+_PLOTS = (
+    ("Runs a second, from creation to end", "runs/s", ("sustained", "runs_per_s")),
+    ("Turns a second", "turns/s", ("turns_per_s",)),
+    ("Events a second", "events/s", ("events_per_s",)),
+    ("A turn, median", "ms", ("turn_ms", "p50")),
+    ("CPU of a turn, server", "ms", ("server_cpu_ms_per_turn",)),
+    ("Memory of a live run, server", "MiB", ("memory_mib_each",)),
+)
+
+
+def _plots(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    levels = {
+        database: [count for count in LEVELS if f"{prefix}{count}" in parts]
+        for database, prefix in _DATABASES.items()
     }
+    for title, unit, path in _PLOTS:
+        series = {
+            database: {
+                "x": counts,
+                "y": [_at(parts[f"{_DATABASES[database]}{count}"], path) for count in counts],
+            }
+            for database, counts in levels.items()
+            if counts
+        }
+        if series:
+            yield {"title": title, "x_name": "live runs", "y_name": unit, "series": series}
+
+
+def _at(part: Mapping[str, Any], path: Sequence[str]) -> float:
+    value: Any = part
+    for name in path:
+        value = value[name]
+    number: float = value
+    return number
 
 
 def main() -> None:
-    """Measure and keep, or be the server."""
-    if sys.argv[1:2] == ["serve"]:
-        directory, max_running, turns, pace_s = sys.argv[2:]
-        asyncio.run(serve(Path(directory), int(max_running), int(turns), float(pace_s)))
-        return
+    """Measure and keep; the exit code tells whether a part failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.service")
-    parser.add_argument("--levels", nargs="*", type=int, default=list(_LEVELS))
-    levels = parser.parse_args().levels
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    names = parser.parse_args().parts or list(PARTS)
+    if unknown := set(names) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    print(keep("service", asyncio.run(measure(levels))))
+    file = RESULTS / "service.json"
+    parts: dict[str, Any] = json.loads(file.read_text())["parts"] if file.exists() else {}
+    failed = []
+    for name in names:
+        began = time.monotonic()
+        try:
+            parts[name] = asyncio.run(measured(PARTS[name]))
+        except Exception as error:
+            failed.append(name)
+            print(f"{name}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            continue
+        # A result of the moment: the next part may fail in a way that ends this process.
+        keep("service", with_plots({name: parts[name] for name in PARTS if name in parts}))
+        print(f"{name}, {time.monotonic() - began:.0f} s: {json.dumps(parts[name])}", flush=True)
+    raise SystemExit(bool(failed))
 
 
 if __name__ == "__main__":
