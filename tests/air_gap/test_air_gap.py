@@ -146,6 +146,29 @@ def test_what_was_installed_is_the_wheel_and_not_this_folder(installed: Island) 
     assert Path(done.stdout.strip()).is_relative_to(installed.root / "rlm"), done.stderr
 
 
+def test_what_a_service_needs_came_along(installed: Island, bundle: Path) -> None:
+    deploy = PROJECT / "deploy"
+    with_secrets = installed.root / "rlm" / "bin" / "with-secrets"
+    assert with_secrets.read_bytes() == (deploy / "with-secrets").read_bytes()
+    assert os.access(with_secrets, os.X_OK)
+    assert (bundle / "rlm.service").read_bytes() == (deploy / "rlm.service").read_bytes()
+    assert {page.name for page in (bundle / "docs").iterdir()} == {
+        "settings.md",
+        "runbook.md",
+        "hardening.md",
+    }
+
+
+def test_a_secret_reaches_the_program_from_its_file(installed: Island) -> None:
+    secrets = installed.root / "secrets"
+    secrets.mkdir(mode=0o700)
+    (secrets / "ANTHROPIC_API_KEY").write_text("from a file\n")
+    (secrets / "tls.pem").write_text("not a variable")
+    shown = installed.run(str(installed.root / "rlm" / "bin" / "with-secrets"), str(secrets), "env").stdout
+    assert "ANTHROPIC_API_KEY=from a file" in shown.splitlines()
+    assert "not a variable" not in shown
+
+
 def test_the_carried_image_is_the_promised_one(installed: Island, bundle: Path) -> None:
     shown = json.loads(installed.rlm("image", "show", "--json").stdout)
     assert shown["id"] == (bundle / "image-id").read_text().strip()
