@@ -47,6 +47,7 @@ _KNOWN = {
     "RLM_TLS_CLIENT_CA_FILE",
     "RLM_LOG",
     "RLM_METRICS",
+    "RLM_ADMIN",
     "RLM_METRICS_BY_TENANT",
     "RLM_TRACES",
     # The key of a client of the service. No setting: `cli.environment` reads it for commands that need it.
@@ -123,6 +124,9 @@ class ServiceSettings:
     drain_s: float = 30.0
     """RLM_DRAIN_S, what running runs have to end when the server is to end. Those that have not are resumed
     by the next one."""
+    admin: bool = True
+    """RLM_ADMIN, `on` or `off`: whether tenants and keys can be managed over the ports too (AdminService). For
+    all but a tenant's own keys that needs an operator's key; to make one on this machine is the switch."""
     tls_cert_file: Path | None = None
     """RLM_TLS_CERT_FILE, PEM with its chain, for both ports ..."""
     tls_key_file: Path | None = None
@@ -225,6 +229,7 @@ def _service(environment: Mapping[str, str]) -> ServiceSettings:
         tls_client_ca_file=_path(environment, "RLM_TLS_CLIENT_CA_FILE"),
         log_json=_one_of(environment, "RLM_LOG", "text", "json") == "json",
         metrics=environment.get("RLM_METRICS") or plain.metrics,
+        admin=_one_of(environment, "RLM_ADMIN", "on", "off") == "on",
         metrics_by_tenant=_yes(environment, "RLM_METRICS_BY_TENANT"),
         traces=environment.get("RLM_TRACES", ""),
     )

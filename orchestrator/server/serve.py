@@ -23,6 +23,7 @@ from orchestrator.ids import RunId
 from orchestrator.machine import Machine, open_machine, open_workplace
 from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.sandbox.runtimes import EVERYBODY, GVISOR, RUNC
+from orchestrator.server.admin_shell import admin_service
 from orchestrator.server.grpc_shell import Port, Tls, open_port
 from orchestrator.server.http.app import make_app
 from orchestrator.server.http.listening import Certificates, listening
@@ -40,6 +41,8 @@ from orchestrator.server.readiness import (
 )
 from orchestrator.server.traces import open_traces, provider_name
 from orchestrator.service import windows
+from orchestrator.service.admin import AdminOffice
+from orchestrator.service.admin_port import Admin
 from orchestrator.service.books import Books
 from orchestrator.service.hooks import ServiceHook
 from orchestrator.service.office import OfficeParts, ServiceOffice, open_office
@@ -50,6 +53,7 @@ from orchestrator.store.sql_audit import SqlAuditBook
 from orchestrator.store.sql_contexts import SqlContextBook
 from orchestrator.store.sql_events import SqlTreeBook
 from orchestrator.store.sql_homes import SqlHomeBook
+from orchestrator.store.sql_operators import SqlOperatorBook
 from orchestrator.store.sql_runs import SqlRunBook
 from orchestrator.store.sql_tenants import SqlTenantBook
 from orchestrator.store.sql_usage import SqlUsageBook
@@ -157,8 +161,15 @@ async def _serving(
                 )
             )
         )
+        admin = admin_of(books, database, office) if settings.service.admin else None
         port = await stack.enter_async_context(
-            open_port(office, settings.service.grpc, tls=_tls(settings.service), is_ready=False)
+            open_port(
+                office,
+                settings.service.grpc,
+                tls=_tls(settings.service),
+                is_ready=False,
+                also=() if admin is None else (admin_service(admin),),
+            )
         )
         readiness = Readiness(
             {
@@ -177,7 +188,7 @@ async def _serving(
             await port.say_ready(is_ready)
             office.hold(not is_ready, but_one=models.one_may_try and readiness.told == (PROVIDER,))
 
-        http = await stack.enter_async_context(_http(settings.service, office, not_ready))
+        http = await stack.enter_async_context(_http(settings.service, office, admin, not_ready))
         read_at = await stack.enter_async_context(_metrics(settings.service, metrics))
         await stack.enter_async_context(looking(readiness, say_ready=say_ready, on_broken=stop.set))
         served = Served(office=office, grpc=port.address, http=http, metrics=read_at)
@@ -195,6 +206,11 @@ def books_of(database: Database) -> Books:
         audit=SqlAuditBook(database),
         homes=SqlHomeBook(database),
     )
+
+
+def admin_of(books: Books, database: Database, office: ServiceOffice) -> AdminOffice:
+    """The administration of what is in a database, on a server of it."""
+    return AdminOffice(books.tenants, SqlOperatorBook(database), on_removed=office.tenant_removed)
 
 
 def accounts_of(books: Books) -> Callable[[TenantRow, RunId], SqlTenantAccount]:
@@ -272,13 +288,16 @@ def _home_id(directory: Path) -> str:
 
 @asynccontextmanager
 async def _http(
-    settings: ServiceSettings, office: ServiceOffice, not_ready: Callable[[], Sequence[str]]
+    settings: ServiceSettings,
+    office: ServiceOffice,
+    admin: Admin | None,
+    not_ready: Callable[[], Sequence[str]],
 ) -> AsyncIterator[str]:
     if settings.http == OFF:
         yield ""
         return
     host, port = _host_port(settings.http, "RLM_HTTP")
-    app = make_app(office, lambda: not not_ready(), why_not=not_ready)
+    app = make_app(office, lambda: not not_ready(), why_not=not_ready, admin=admin)
     async with listening(app, host=host, port=port, certificates=_certificates(settings)) as (_, bound):
         yield f"{settings.http.rpartition(':')[0]}:{bound}"
 

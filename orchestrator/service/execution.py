@@ -175,6 +175,8 @@ class _Job:
     is_cancelled: bool = False
     is_ending: bool = False
     """Its end is being stored: too late to stop it."""
+    is_removed: bool = False
+    """With its tenant: there is no row any more to store anything in, but for what it costs."""
 
     def stop(self) -> None:
         """Stop it from outside, once."""
@@ -325,6 +327,23 @@ class Execution:
         self._fill(at_most=int(but_one) if held else sys.maxsize)
         self._is_held = held
 
+    @property
+    def tenants(self) -> frozenset[TenantId]:
+        """Whose runs wait or run here."""
+        return frozenset(job.row.tenant_id for job in self._jobs.values())
+
+    def remove_tenant(self, tenant_id: TenantId) -> None:
+        """End what a tenant has here that is not in the books any more."""
+        for job in tuple(self._jobs.values()):
+            if job.row.tenant_id != tenant_id or job.is_removed:
+                continue
+            job.is_removed = job.is_cancelled = True
+            if job.task is None:
+                self._queue.remove(job.row.run_id, tenant_id)
+                self._removed(job)
+            else:
+                job.stop()
+
     def forget_context(self, tenant_id: TenantId, context_id: str) -> None:
         """A context was deleted: it is not kept on the machine either."""
         content_id = self._content_ids.pop(context_id, None)
@@ -396,6 +415,9 @@ class Execution:
             if not await self._may_start(job):
                 return
             end = await self._to_end(job)
+            if job.is_removed:
+                self._removed(job)
+                return
             await run_shielded(self._leave(job) if end is None else self._end(job, end))
         finally:
             self._fill()
@@ -478,6 +500,8 @@ class Execution:
             _log.warning("a run is left as it stands: %s", error)
             self._failed_by_the_machine(job)
         except OrchestratorError as error:
+            if job.is_removed:
+                return CANCELLED  # its record takes nothing any more
             _log.error("a run failed", exc_info=error)
             if not job.record.is_left:
                 return End(_FAILED, str(error))
@@ -653,6 +677,11 @@ class Execution:
                 async with asyncio.timeout(pause_s):
                     await self._draining.wait()
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _removed(self, job: _Job) -> None:
+        self._queue.ended(job.row.run_id)
+        job.row = replace(job.row, state=RunState.ENDED)
+        self._over(job)
 
     def _over(self, job: _Job) -> None:
         """It is not here any more."""

@@ -37,6 +37,7 @@ from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS
 from orchestrator.service import windows
 from orchestrator.service.books import Books
 from orchestrator.service.context_desk import ContextDesk
+from orchestrator.service.departures import Departures
 from orchestrator.service.errands import Errands
 from orchestrator.service.execution import CANCELLED, Execution, OpenAccount, wanted_by
 from orchestrator.service.hooks import ServiceHook
@@ -56,7 +57,15 @@ from orchestrator.service.rules import (
 from orchestrator.service.standing import Standing
 from orchestrator.service.watching import Watching
 from orchestrator.shielding import run_shielded
-from orchestrator.store.books import AuditRow, ContextRow, RunFilter, RunRow, RunState, Wish
+from orchestrator.store.books import (
+    OPERATOR_KEY_PREFIX,
+    AuditRow,
+    ContextRow,
+    RunFilter,
+    RunRow,
+    RunState,
+    Wish,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -153,6 +162,7 @@ class ServiceOffice:
         self._recovery = Recovery(books, self._execution, self._desk, self._presence)
         self._errands = Errands(books, self._presence, self._execution, self._recovery, self._desk)
         self._retention = Retention(books, self._desk, self._execution)
+        self._departures = Departures(books.tenants, self._execution)
         self._execution.on_left = self._take_up_later
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -193,10 +203,15 @@ class ServiceOffice:
         self._begin(self._errands.beat_on())
         self._begin(self._errands.look_on())
         self._begin(self._standing.look_on())
+        self._begin(self._departures.look_on())
 
     def hold(self, held: bool, *, but_one: bool = False) -> None:
         """Start no run that waits, or go on. See `Execution.hold`."""
         self._execution.hold(held, but_one=but_one)
+
+    async def tenant_removed(self, tenant_id: TenantId) -> None:
+        """A tenant was just removed from the books: its runs here begin to end."""
+        await self._departures.removed(tenant_id)
 
     async def drain(self) -> None:
         """No new runs from now on; return when those that run have ended or were left to the next server."""
@@ -218,6 +233,11 @@ class ServiceOffice:
     @_stored
     async def authenticate(self, key: str | None) -> Caller:
         """See `Office.authenticate`."""
+        if key and key.startswith(OPERATOR_KEY_PREFIX):
+            # Not looked up: what it may is elsewhere, and here it is none.
+            raise UnauthenticatedError(
+                "an operator's key is no tenant's: runs, contexts and usage need a tenant's key"
+            )
         found = await self._books.tenants.who_has(key) if key else None
         if found is None:
             raise UnauthenticatedError("an API key is needed, and this is none")

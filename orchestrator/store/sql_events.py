@@ -122,11 +122,13 @@ class SqlRunStore:
             self._root, self._tenant_id, self._epoch, run_id, expected_seq, events, blobs, ledger_entries
         )
 
-        async def work(connection: Transaction) -> int:
+        async def work(connection: Transaction) -> int | None:
             return await batch.store(self._database, connection)
 
         async def store_and_tell() -> None:
             first = await self._database.write(work, lane=self._root)
+            if first is None:
+                raise InvariantError("the run tree is not there: it was deleted, or never created")
             if self._on_stored is not None:
                 self._on_stored(first, events)
 
@@ -194,6 +196,7 @@ _TAKE_POSITIONS = (
 _IS_THERE = select(tables.runs.c.run_id).where(
     tables.runs.c.run_id == bindparam("root"), tables.runs.c.tenant_id == bindparam("tenant")
 )
+_IS_ANYBODYS = select(tables.runs.c.run_id).where(tables.runs.c.run_id == bindparam("root"))
 _LAST_SEQ = select(func.max(tables.events.c.seq)).where(
     tables.events.c.root_run_id == bindparam("root"), tables.events.c.run_id == bindparam("run")
 )
@@ -212,9 +215,16 @@ class _Batch:
     blobs: Mapping[str, bytes]
     ledger_entries: Sequence[LedgerEntry]
 
-    async def store(self, database: Database, connection: Transaction) -> int:
-        """Store it; the position of its first event."""
+    async def store(self, database: Database, connection: Transaction) -> int | None:
+        """Store it; the position of its first event.
+
+        None when the tree is gone, as with its tenant. What a call cost that was in flight then is owed all
+        the same, and so the ledger's part is stored: it refers to nothing that could be gone.
+        """
         first = await self._take_positions(connection)
+        if first is None:
+            await self._store_ledger(database, connection)
+            return None
         await self._check_length(connection)
         if self.events:
             await connection.execute(
@@ -238,15 +248,21 @@ class _Batch:
                     for sha256, data in self.blobs.items()
                 ],
             )
+        await self._store_ledger(database, connection)
+        return first
+
+    async def _store_ledger(self, database: Database, connection: Transaction) -> None:
         if self.ledger_entries:
             at = self.events[-1].at if self.events else time.time()
             await connection.execute(
                 database.insert(tables.ledger), [self._line(entry, at) for entry in self.ledger_entries]
             )
-        return first
 
-    async def _take_positions(self, connection: Transaction) -> int:
-        """The first of as many as there are events. Until the transaction ends, nobody else gets any."""
+    async def _take_positions(self, connection: Transaction) -> int | None:
+        """The first of as many as there are events. Until the transaction ends, nobody else gets any.
+
+        None when there is no such tree at all.
+        """
         moved = await connection.execute(
             _TAKE_POSITIONS,
             {
@@ -261,7 +277,9 @@ class _Batch:
             its = {"root": self.root, "tenant": self.tenant_id}
             if (await connection.execute(_IS_THERE, its)).one_or_none() is not None:
                 raise TakenOverError("the run tree is written under another epoch of its home")
-            raise InvariantError("the run tree is not there: it was deleted, or never created")
+            if (await connection.execute(_IS_ANYBODYS, {"root": self.root})).one_or_none() is None:
+                return None
+            raise InvariantError("the run tree is not there: it is another tenant's")
         return last + 1 - len(self.events)
 
     async def _check_length(self, connection: Transaction) -> None:

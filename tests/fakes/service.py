@@ -24,14 +24,18 @@ from orchestrator.sandbox.instance import claim_instance
 from orchestrator.sandbox.lease import SandboxLeases
 from orchestrator.sandbox.making import SandboxMaker
 from orchestrator.sandbox.pool import SandboxPool
+from orchestrator.server.admin_shell import admin_service
 from orchestrator.server.grpc_shell import Port, Tls, open_port
-from orchestrator.server.serve import accounts_of, books_of
+from orchestrator.server.serve import accounts_of, admin_of, books_of
+from orchestrator.service.admin import AdminOffice
 from orchestrator.service.books import Books
 from orchestrator.service.hooks import ServiceHook
 from orchestrator.service.office import OfficeParts, ServiceOffice, open_office
+from orchestrator.service.presence import LEASE_S
 from orchestrator.service.rules import Offer
 from orchestrator.store.books import Role, TenantRow, TenantRules
 from orchestrator.store.database import Database, open_database
+from orchestrator.store.sql_operators import SqlOperatorBook
 from tests.fakes.in_process_driver import InProcessDriver
 from tests.fakes.tree import CARD
 
@@ -85,6 +89,11 @@ class Server:
     driver: InProcessDriver
     directory: Path
     database: Database
+    admin: AdminOffice
+
+    async def operator(self) -> str:
+        """A key of the installation."""
+        return (await SqlOperatorBook(self.database).add_key())[1]
 
     async def account(self, name: str, rules: TenantRules | None = None) -> Account:
         """A new tenant."""
@@ -126,6 +135,7 @@ async def open_server(
     driver: InProcessDriver | None = None,
     store_url: str = "",
     home: str = HOME,
+    lease_s: float = LEASE_S,
 ) -> AsyncIterator[Server]:
     """A server for the length of the block; its end is that of a server that had no time to drain.
 
@@ -166,9 +176,13 @@ async def open_server(
                     max_running=max_running,
                     max_model_calls=max_model_calls,
                     drain_grace_s=drain_s,
+                    lease_s=lease_s,
                     hooks=hooks,
                 )
             )
         )
-        port = await stack.enter_async_context(open_port(office, "127.0.0.1:0", tls=tls))
-        yield Server(office, books, port, driver, directory, database)
+        admin = admin_of(books, database, office)
+        port = await stack.enter_async_context(
+            open_port(office, "127.0.0.1:0", tls=tls, also=(admin_service(admin),))
+        )
+        yield Server(office, books, port, driver, directory, database, admin)
