@@ -1,17 +1,15 @@
-"""What the service does besides answering: several servers on one database, retention, tenants that go."""
+"""What the service does besides answering: retention, tenants that go, runs that were interrupted."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ConflictError, NotFoundError, UnavailableError
+from orchestrator.errors import ConflictError, NotFoundError
 from orchestrator.ids import RunId
-from orchestrator.models.port import ModelClient
 from orchestrator.service.port import Caller, Question
 from orchestrator.service.recovery import Recovery
 from orchestrator.store.books import Role, RunFilter, RunRow, RunState, TenantRules
@@ -53,56 +51,6 @@ async def ended(server: Server, caller: Caller, run_id: str) -> RunRow:
 
 def files(server: Server) -> list[Path]:
     return [path for path in (server.directory / "service" / "contexts").rglob("*") if path.is_file()]
-
-
-# --- Several servers -----------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def two_servers(store_url: str, client: ModelClient) -> AsyncIterator[tuple[Server, Server]]:
-    """Two state directories, one database."""
-    with short_directory() as one, short_directory() as other:
-        async with (
-            open_server(one, client, store_url=store_url) as first,
-            open_server(other, client, store_url=store_url, home="another-home") as second,
-        ):
-            yield first, second
-
-
-async def test_servers_of_one_database_keep_a_tenants_limit_together(store_url: str) -> None:
-    go = asyncio.Event()
-    model = FakeModel(otherwise=when(go, ANSWERS))
-    async with two_servers(store_url, model) as (first, second):
-        caller = await a_caller(first, rules=TenantRules(max_concurrent_runs=2))
-        created = [
-            (server, (await server.office.create_run(caller, asking(f"{server.directory}{number}"))).run)
-            for server in (first, second)
-            for number in range(3)
-        ]
-        await until(lambda: len(model.asked) == 2)
-        await asyncio.sleep(1.5)  # long enough for a server to look whether it may start one more
-        assert len(model.asked) == 2
-        assert (await first.books.runs.count_live(caller.tenant.tenant_id))[RunState.RUNNING] == 2
-        go.set()
-        for server, run in created:
-            assert (await ended(server, caller, run.run_id)).outcome == "answered"
-
-
-async def test_a_run_is_watched_on_any_server_and_stopped_where_it_runs(store_url: str) -> None:
-    model = FakeModel(otherwise=when(asyncio.Event(), ANSWERS))
-    async with two_servers(store_url, model) as (first, second):
-        caller = await a_caller(first)
-        run = (await first.office.create_run(caller, asking())).run
-        await until(lambda: len(model.asked) == 1)
-        watching = asyncio.create_task(ended(second, caller, run.run_id))
-        with pytest.raises(UnavailableError, match="another server"):
-            await second.office.cancel_run(caller, run.run_id)
-        await first.office.cancel_run(caller, run.run_id)
-        assert (await watching).outcome == "cancelled"
-        with pytest.raises(UnavailableError, match="another server"):
-            await second.office.continue_run(
-                caller, run.run_id, Question(idempotency_key="2", question="And?"), keep_namespace=False
-            )
 
 
 # --- What an operator does -----------------------------------------------------------------------------
