@@ -41,6 +41,7 @@ _KNOWN = {
     "RLM_MAX_RUNS",
     "RLM_MAX_MODEL_CALLS",
     "RLM_DRAIN_S",
+    "RLM_AWAY_S",
     "RLM_RUNTIMES",
     "RLM_TLS_CERT_FILE",
     "RLM_TLS_KEY_FILE",
@@ -127,6 +128,9 @@ class ServiceSettings:
     admin: bool = True
     """RLM_ADMIN, `on` or `off`: whether tenants and keys can be managed over the ports too (AdminService). For
     all but a tenant's own keys that needs an operator's key; to make one on this machine is the switch."""
+    away_s: float = 60.0
+    """RLM_AWAY_S: other servers of the same database settle what this one was doing when they have not heard
+    of it for so long. Longer than it may stand still; a tenant's room is taken as long."""
     tls_cert_file: Path | None = None
     """RLM_TLS_CERT_FILE, PEM with its chain, for both ports ..."""
     tls_key_file: Path | None = None
@@ -224,6 +228,7 @@ def _service(environment: Mapping[str, str]) -> ServiceSettings:
         max_model_calls=_positive(environment, "RLM_MAX_MODEL_CALLS", plain.max_model_calls),
         runtimes=_runtimes(environment),
         drain_s=float(_whole(environment, "RLM_DRAIN_S", int(plain.drain_s))),
+        away_s=float(_positive(environment, "RLM_AWAY_S", int(plain.away_s))),
         tls_cert_file=_path(environment, "RLM_TLS_CERT_FILE"),
         tls_key_file=_path(environment, "RLM_TLS_KEY_FILE"),
         tls_client_ca_file=_path(environment, "RLM_TLS_CLIENT_CA_FILE"),

@@ -156,6 +156,7 @@ async def _serving(
                     max_running=settings.service.max_runs,
                     max_model_calls=settings.service.max_model_calls,
                     drain_grace_s=settings.service.drain_s,
+                    lease_s=settings.service.away_s,
                     hooks=hooks,
                     is_held=True,
                 )
