@@ -12,10 +12,13 @@ from rlm_proto.v1 import admin_pb2_grpc
 
 from orchestrator.errors import InvalidRequestError
 from orchestrator.server import admin_messages as messages
-from orchestrator.server.grpc_shell import CALL_S, AddService, Context, key_of, telling
+from orchestrator.server.grpc_gate import Admit, Context
+from orchestrator.server.grpc_shell import CALL_S, AddService, key_of, telling
 from orchestrator.service.admin_port import Admin, Administrator
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"].full_name
+_OPERATORS = "operators"
+"""Whose calls are counted together. No tenant's id looks like that."""
 DEFAULT_PAGE = 50
 MAX_PAGE = 200
 
@@ -142,8 +145,13 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
 def admin_service(admin: Admin) -> AddService:
     """AdminService, for `open_port`."""
 
-    def add(server: grpc.aio.Server) -> str:
+    async def admit(context: Context) -> str:
+        async with asyncio.timeout(CALL_S):
+            who = await admin.authenticate(key_of(context))
+        return who.tenant.tenant_id if who.tenant is not None else _OPERATORS
+
+    def add(server: grpc.aio.Server) -> tuple[str, Admit]:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(admin), server)
-        return SERVICE
+        return SERVICE, admit
 
     return add

@@ -8,9 +8,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 import grpc.aio
@@ -30,6 +31,7 @@ from orchestrator.ids import RunId
 from orchestrator.limits import MAX_INLINE_TEXT_BYTES
 from orchestrator.rpc import status
 from orchestrator.server import messages
+from orchestrator.server.grpc_gate import MAX_CALLS_OF_TENANT, Admit, ClientGate, Context
 from orchestrator.service.port import Caller, Office, Question
 
 _log = logging.getLogger(__name__)
@@ -39,31 +41,42 @@ MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """A text of 4 MB and a question of one."""
 MAX_CALLS = 4_096
 """Calls under way, watchers among them; further ones are refused at once, and may come again."""
+MAX_CONNECTIONS = 4_000
+"""As of the HTTP port."""
 CALL_S = 60.0
 """For a call that is no stream."""
-PART_ARRIVES_S = 60.0
-"""From one part of an upload to the next."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 8_192),
     ("grpc.absolute_max_metadata_size", 16_384),
+    # Else whoever opens connections and says nothing takes the open files that sandboxes need.
+    ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # One without a call; its client makes another without being told to.
+    ("grpc.max_connection_idle_ms", 120_000),
+    ("grpc.max_concurrent_streams", MAX_CALLS_OF_TENANT),
+    # A stream that nobody reads yet may send this much ahead and no more: no guessing of larger windows.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 65_536),
     # No compression: a bomb needs it, and a key must not be compressed together with a stranger's text.
     ("grpc.compression_enabled_algorithms_bitset", 1),
     # A client whose machine is gone is found within a minute and a half, also by a stream without news.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Who asks more often than that is cut off at the third time.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
     ("grpc.so_reuseport", 0),
     ("grpc.enable_channelz", 0),
 )  # fmt: skip
 
-Context = grpc.aio.ServicerContext[Any, Any]
-AddService = Callable[[grpc.aio.Server], str]
-"""Adds one more service to a server that is not started yet; its full name."""
+AddService = Callable[[grpc.aio.Server], tuple[str, Admit]]
+"""Adds one more service to a server that is not started yet; its full name, and whom it lets in."""
+_caller: ContextVar[Caller] = ContextVar("caller")
+"""Of this call: set where it is let in."""
 T = TypeVar("T")
 
 
@@ -92,6 +105,8 @@ async def telling(context: Context) -> AsyncIterator[None]:
     """Whatever goes wrong within the block ends the call with our status and detail."""
     try:
         yield
+    except grpc.aio.AbortError:
+        raise
     except Exception as error:
         code, detail = to_client(error)
         if code is grpc.StatusCode.INTERNAL:
@@ -190,7 +205,7 @@ class RunService(run_pb2_grpc.RunServiceServicer):
     ) -> AsyncIterator[pb.WatchRunResponse]:
         """See run.proto."""
         async with telling(context):
-            caller = await self._caller(context)
+            caller = _caller.get()
             watched = self._office.watch_run(caller, request.run_id, request.from_position)
             async for position, event_json in watched:
                 yield pb.WatchRunResponse(position=position, event_json=event_json)
@@ -200,7 +215,7 @@ class RunService(run_pb2_grpc.RunServiceServicer):
     ) -> AsyncIterator[pb.ReadTextResponse]:
         """See run.proto."""
         async with telling(context):
-            caller = await self._caller(context)
+            caller = _caller.get()
             if not (request.answer or request.sha256):
                 raise InvalidRequestError("say which text: the answer, or one by its hash")
             async for data in self._office.read_text(caller, request.run_id, request.sha256):
@@ -259,14 +274,9 @@ class RunService(run_pb2_grpc.RunServiceServicer):
     ) -> pb.UploadResponse:
         """See run.proto."""
         async with telling(context):
-            caller = await self._caller(context)
+            caller = _caller.get()
             upload_id, upload = "", None
-            parts = aiter(requests)
-            while True:
-                async with asyncio.timeout(PART_ARRIVES_S):
-                    part = await anext(parts, None)
-                if part is None:
-                    break
+            async for part in requests:
                 if upload is None:
                     upload_id = part.upload_id
                 elif part.upload_id not in {"", upload_id}:
@@ -318,11 +328,8 @@ class RunService(run_pb2_grpc.RunServiceServicer):
 
     async def _answered(self, context: Context, answer: Callable[[Caller], Awaitable[T]]) -> T:
         async with telling(context), asyncio.timeout(CALL_S):
-            return await answer(await self._caller(context))
+            return await answer(_caller.get())
         raise AssertionError("a call that failed was aborted")
-
-    async def _caller(self, context: Context) -> Caller:
-        return await self._office.authenticate(key_of(context))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -392,11 +399,21 @@ async def open_port(
     Raises:
         MachineError: Nothing can listen there, or a TLS file cannot be used.
     """
-    server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+
+    async def admit(context: Context) -> str:
+        async with asyncio.timeout(CALL_S):
+            caller = await office.authenticate(key_of(context))
+        _caller.set(caller)
+        return caller.tenant.tenant_id
+
+    admitting: dict[str, Admit] = {SERVICE: admit}
+    gate = ClientGate(admitting, telling)
+    server = grpc.aio.server(interceptors=(gate,), options=_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
     run_pb2_grpc.add_RunServiceServicer_to_server(RunService(office), server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    others = [add(server) for add in also]
+    others = dict(add(server) for add in also)
+    admitting |= others
     reflection.enable_server_reflection(
         (SERVICE, *others, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
