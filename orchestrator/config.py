@@ -126,8 +126,8 @@ class ServiceSettings:
     """RLM_DRAIN_S, what running runs have to end when the server is to end. Those that have not are resumed
     by the next one."""
     admin: bool = True
-    """RLM_ADMIN, `on` or `off`: whether tenants and keys can be managed over the ports too (AdminService). For
-    all but a tenant's own keys that needs an operator's key; to make one on this machine is the switch."""
+    """RLM_ADMIN, `on` or `off`: whether tenants and keys can be managed over the ports too (AdminService).
+    For all but a tenant's own keys that needs an operator's key, which is made on this machine."""
     away_s: float = 60.0
     """RLM_AWAY_S: other servers of the same database settle what this one was doing when they have not heard
     of it for so long. Longer than it may stand still; a tenant's room is taken as long."""

@@ -13,6 +13,7 @@ Rules:
 """
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -103,13 +104,15 @@ class Database:
 
         await self._finish(self._persist(lambda: self._backend.read(work), patience_s=0.0))
 
-    async def migrate(self) -> None:
-        """Bring the tables up to what this version needs. Several processes may do so at once.
+    async def migrate(self, *, up_to: str = "head") -> None:
+        """Bring the tables up to what this version needs, or to a step on the way there. Several processes
+        may do so at once.
 
         Raises:
             StoreError: The database does not answer, or is a later version's.
         """
-        await self._finish(self._persist(lambda: self._backend.migrate(upgrade)), answer_s=MIGRATION_S)
+        take_steps = functools.partial(upgrade, up_to=up_to)
+        await self._finish(self._persist(lambda: self._backend.migrate(take_steps)), answer_s=MIGRATION_S)
 
     async def close(self) -> None:
         """Close it. What hangs is left behind, and told when it ends."""
@@ -182,20 +185,23 @@ _NOT_KNOWN = "whether the last transaction was stored is not known"
 
 
 @asynccontextmanager
-async def open_database(url: str, *, patience_s: float = PATIENCE_S) -> AsyncIterator[Database]:
+async def open_database(
+    url: str, *, patience_s: float = PATIENCE_S, up_to: str = "head"
+) -> AsyncIterator[Database]:
     """The database at this URL, its tables up to date, for the length of the block.
 
     Args:
         url: `sqlite:///FILE`, or `postgresql://...` with what libpq knows: parameters, and PGPASSWORD or
             PGPASSFILE in the environment instead of a password in the URL.
         patience_s: How long a database that is away is waited for, at each call.
+        up_to: The last step of its migrations to take; for tests of those behind it.
 
     Raises:
         StoreError: It cannot be opened; the sentence says why.
     """
     database = Database(_backend(url), patience_s=patience_s)
     try:
-        await database.migrate()
+        await database.migrate(up_to=up_to)
         yield database
     finally:
         await run_shielded(database.close())

@@ -13,8 +13,12 @@ from orchestrator.errors import StoreError
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
-def upgrade(connection: Connection) -> None:
+def upgrade(connection: Connection, *, up_to: str = "head") -> None:
     """Take every step that is missing, in the transaction of this connection.
+
+    Args:
+        connection: To the database.
+        up_to: The last step to take; for tests of those behind it.
 
     Raises:
         StoreError: The database has steps that this version does not know.
@@ -26,4 +30,4 @@ def upgrade(connection: Connection) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if not known.issuperset(MigrationContext.configure(connection).get_current_heads()):
         raise StoreError("the database was used by a later version of rlm; this one can't read it")
-    command.upgrade(config, "head")
+    command.upgrade(config, up_to)

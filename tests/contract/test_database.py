@@ -1,6 +1,7 @@
 """Opening a database: from nothing, by several at once, by an older version, by a URL that makes no sense."""
 
 import asyncio
+import hashlib
 import secrets
 import stat
 from collections.abc import Callable
@@ -9,12 +10,16 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from orchestrator.errors import StoreError
+from orchestrator.store import migrate
 from orchestrator.store.backend import Transaction
-from orchestrator.store.books import TenantRules
+from orchestrator.store.books import Role, TenantRules
 from orchestrator.store.database import Database, open_database
+from orchestrator.store.sql_audit import SqlAuditBook
+from orchestrator.store.sql_operators import SqlOperatorBook
 from orchestrator.store.sql_tenants import SqlTenantBook
 from orchestrator.store.tables import metadata
 from tests.databases import POSTGRESQL
@@ -30,6 +35,59 @@ async def test_the_migrations_make_the_tables_that_the_code_uses(database: Datab
         return await connection.run_sync(compare)
 
     assert await database.read(work) == []
+
+
+FILLED = """
+INSERT INTO tenants (tenant_id, name, rules, created_at) VALUES ('tanna', :name, :rules, 1.5);
+INSERT INTO api_keys (key_id, tenant_id, key_sha256, role, hint, created_at) VALUES
+    ('kanna', 'tanna', :hash, 'admin', 'abcd', 2.5);
+INSERT INTO audit (at, tenant_id, actor, action, target, detail) VALUES
+    (3.5, 'tanna', :actor, :action, :target, :detail)
+"""
+"""Of a database that the first version made, in the words of its day."""
+
+
+async def test_a_database_of_the_first_version_is_brought_up_to_date_and_keeps_what_it_has(
+    store_url: str,
+) -> None:
+    key = "rlm_" + "k" * 40
+    values = {
+        "name": b"Anna",
+        "rules": '{"per_day":{"max_tokens":5,"max_cost_microusd":null,"max_runs":null},'
+        '"per_month":{"max_tokens":null,"max_cost_microusd":null,"max_runs":null},"max_concurrent_runs":3,'
+        '"max_queued_runs":4,"models":["m"],"runtimes":[],"max_limits":{"max_depth":1},'
+        '"max_context_bytes":99,"retention_days":null}',
+        "hash": hashlib.sha256(key.encode()).digest(),
+        "actor": b"operator",
+        "action": b"AddTenant",
+        "target": b"tanna",
+        "detail": b"",
+    }
+
+    async def fill(connection: Transaction) -> None:
+        for statement in FILLED.split(";"):
+            its = {name: value for name, value in values.items() if f":{name}" in statement}
+            await connection.execute(text(statement).bindparams(**its))
+
+    async with open_database(store_url, up_to="r0001") as old:
+        await old.write(fill)
+    async with open_database(store_url) as database:
+        found = await SqlTenantBook(database).who_has(key)
+        assert found is not None
+        tenant, row = found
+        assert (tenant.name, tenant.created_at, row.key_id, row.role) == ("Anna", 1.5, "kanna", Role.ADMIN)
+        assert tenant.rules.per_day.max_tokens == 5
+        assert dict(tenant.rules.max_limits) == {"max_depth": 1}
+        ((_, written),) = await SqlAuditBook(database).read()
+        assert (written.at, written.actor, written.action) == (3.5, "operator", "AddTenant")
+        operators = SqlOperatorBook(database)
+        made, fresh = await operators.add_key()
+        assert await operators.who_has(fresh) == made
+
+
+async def test_the_migrations_have_one_head() -> None:
+    scripts = ScriptDirectory(str(Path(migrate.__file__).parent / "migrations"))
+    assert len(scripts.get_heads()) == 1
 
 
 async def test_several_may_open_an_empty_database_at_once(store_url: str) -> None:
