@@ -1,7 +1,7 @@
 """PostgreSQL (13 or later) as the service's database, for more than one process."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import asyncpg
@@ -81,7 +81,7 @@ class Postgresql:
 
     def insert(self, table: Table) -> Insert:
         """See `Backend.insert`."""
-        return insert(table)
+        return _insert(table)
 
     async def lock(self, connection: Transaction, table: Table) -> None:
         """See `Backend.lock`."""
@@ -103,6 +103,12 @@ class Postgresql:
             result = await work(connection)
             mark = await _mark(connection)
             return await _commit(connection, mark, result)
+
+
+@cache
+def _insert(table: Table) -> Insert:
+    # One for all, so that what SQLAlchemy makes of it is made once.
+    return insert(table)
 
 
 async def _mark(connection: AsyncConnection) -> str | None:

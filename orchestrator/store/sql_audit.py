@@ -19,7 +19,7 @@ async def append_audit(database: Database, connection: Transaction, row: AuditRo
     One after the other: who reads on from a number misses none that was given earlier and committed later.
     """
     await database.lock(connection, audit)
-    await connection.execute(database.insert(audit).values({name: getattr(row, name) for name in _FIELDS}))
+    await connection.execute(database.insert(audit), {name: getattr(row, name) for name in _FIELDS})
 
 
 class SqlAuditBook:
@@ -60,4 +60,4 @@ async def add_audit(database: Database, connection: Transaction, row: AuditRow) 
     a number misses none that was given earlier and committed later.
     """
     await database.lock(connection, audit)
-    await connection.execute(database.insert(audit).values({name: getattr(row, name) for name in _FIELDS}))
+    await connection.execute(database.insert(audit), {name: getattr(row, name) for name in _FIELDS})

@@ -41,6 +41,16 @@ _FIELDS = (
 )
 
 
+# Every question with a text runs these. To put one together takes longer than to run it, and so they are put
+# together once.
+_SAME = select(contexts).where(
+    *(contexts.c[name] == bindparam(name) for name in ("tenant_id", "sha256", "length_bytes", "name", "home"))
+)
+_KEPT_BYTES = select(func.coalesce(func.sum(contexts.c.length_bytes), 0)).where(
+    contexts.c.tenant_id == bindparam("tenant")
+)
+
+
 class SqlContextBook:
     """`ContextBook` over a database."""
 
@@ -49,35 +59,24 @@ class SqlContextBook:
 
     async def begin(self, row: ContextRow, *, max_bytes: int) -> ContextRow:
         """See `ContextBook.begin`. What came with a question and is uploaded besides is an upload then."""
-        same = select(contexts).where(
-            *(
-                contexts.c[name] == getattr(row, name)
-                for name in ("tenant_id", "sha256", "length_bytes", "name", "home")
-            )
-        )
+        fields = {name: getattr(row, name) for name in _FIELDS}
 
         async def work(connection: Transaction) -> ContextRow:
             await lock_tenant(connection, row.tenant_id)
-            if (there := (await connection.execute(same)).one_or_none()) is not None:
+            if (there := (await connection.execute(_SAME, fields)).one_or_none()) is not None:
                 if there.is_inline and not row.is_inline:
                     await connection.execute(
                         update(contexts)
                         .where(contexts.c.context_id == there.context_id)
                         .values(is_inline=False)
                     )
-                    there = (await connection.execute(same)).one()
+                    there = (await connection.execute(_SAME, fields)).one()
                 return _row(there)
-            kept = await connection.execute(
-                select(func.coalesce(func.sum(contexts.c.length_bytes), 0)).where(
-                    contexts.c.tenant_id == row.tenant_id
-                )
-            )
+            kept = await connection.execute(_KEPT_BYTES, {"tenant": row.tenant_id})
             left = max(0, max_bytes - int(kept.scalar_one()))
             if row.length_bytes > left:
                 raise BudgetExceededError("tenant", {"bytes": row.length_bytes}, {"bytes": left})
-            await connection.execute(
-                self._database.insert(contexts).values({name: getattr(row, name) for name in _FIELDS})
-            )
+            await connection.execute(self._database.insert(contexts), fields)
             return row
 
         return await self._database.write(work)

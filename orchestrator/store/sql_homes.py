@@ -6,7 +6,7 @@ out by its epoch.
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, and_, case, exists, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, exists, or_, select, update
 
 from orchestrator.errors import TakenOverError
 from orchestrator.store.backend import Transaction
@@ -152,15 +152,17 @@ class SqlHomeBook:
         )
 
 
+# Every run that starts asks this: it is put together once.
+_EPOCH = select(homes.c.epoch).where(homes.c.home == bindparam("home")).with_for_update(read=True)
+
+
 async def check_is_there(connection: Transaction, home: str, epoch: int) -> None:
     """Raise unless this epoch is still the home's, and keep it so until the transaction ends.
 
     Raises:
         TakenOverError: It is not.
     """
-    found = await connection.execute(
-        select(homes.c.epoch).where(homes.c.home == home).with_for_update(read=True)
-    )
+    found = await connection.execute(_EPOCH, {"home": home})
     if (found.scalar_one_or_none() or 0) != epoch:
         raise TakenOverError(_TAKEN_OVER)
 

@@ -9,6 +9,7 @@ from sqlalchemy import (
     LargeBinary,
     Row,
     Select,
+    bindparam,
     delete,
     exists,
     func,
@@ -90,9 +91,7 @@ class SqlRunBook:
         async def work(connection: Transaction) -> RunRow:
             await lock_tenant(connection, row.tenant_id)
             there = await connection.execute(
-                _whole().where(
-                    runs.c.tenant_id == row.tenant_id, runs.c.idempotency_key == row.idempotency_key
-                )
+                _WHOLE_BY_KEY, {"tenant": row.tenant_id, "key": row.idempotency_key}
             )
             if (found := there.one_or_none()) is not None:
                 if found.request_hash != row.request_hash:
@@ -109,10 +108,10 @@ class SqlRunBook:
 
     async def run(self, tenant_id: TenantId, run_id: RunId) -> RunRow | None:
         """See `RunBook.run`."""
-        found = _whole().where(runs.c.run_id == run_id, runs.c.tenant_id == tenant_id)
 
         async def work(connection: Transaction) -> RunRow | None:
-            row = (await connection.execute(found)).one_or_none()
+            found = await connection.execute(_WHOLE, {"run": run_id, "tenant": tenant_id})
+            row = found.one_or_none()
             return None if row is None else _row(row)
 
         return await self._database.read(work)
@@ -243,33 +242,17 @@ class SqlRunBook:
         """See `RunBook.started`."""
 
         async def work(connection: Transaction) -> bool:
-            found = await connection.execute(
-                select(runs.c.tenant_id, runs.c.home).where(runs.c.run_id == run_id)
-            )
+            found = await connection.execute(_ITS_TENANT_AND_HOME, {"run": run_id})
             its = found.one_or_none()
             if its is None:
                 return False
             await lock_tenant(connection, its.tenant_id)
             await check_is_there(connection, its.home, epoch)
-            others = await connection.execute(
-                select(func.count()).where(
-                    runs.c.tenant_id == its.tenant_id,
-                    runs.c.state == RunState.RUNNING,
-                    runs.c.run_id != run_id,
-                )
-            )
+            others = await connection.execute(_OTHERS, {"tenant": its.tenant_id, "run": run_id})
             if others.scalar_one() >= max_concurrent:
                 return False
             changed = await connection.execute(
-                update(runs)
-                .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED)
-                .where(runs.c.wish != Wish.CANCEL)
-                .values(
-                    state=RunState.RUNNING,
-                    started_at=func.coalesce(runs.c.started_at, at),
-                    resumed=runs.c.resumed + int(resumed),
-                    epoch=epoch,
-                )
+                _START, {"run": run_id, "now": at, "resumes": int(resumed), "epoch_of_home": epoch}
             )
             return bool(changed.rowcount)
 
@@ -302,23 +285,13 @@ class SqlRunBook:
         """See `RunBook.ended`. Told again, it stays as it was."""
 
         async def work(connection: Transaction) -> None:
+            end = {"state": RunState.ENDED, "ended_at": at, "outcome": outcome, "error": error}
+            billed = amounts_as(confirmed, "confirmed_") | amounts_as(unconfirmed, "unconfirmed_")
             changed = await connection.execute(
-                update(runs)
-                .where(runs.c.run_id == run_id, runs.c.state != RunState.ENDED, _is_under(epoch))
-                .values(
-                    state=RunState.ENDED,
-                    ended_at=at,
-                    outcome=outcome,
-                    error=error,
-                    wish=Wish.NONE,
-                    **amounts_as(confirmed, "confirmed_"),
-                    **amounts_as(unconfirmed, "unconfirmed_"),
-                )
+                _END, {"run": run_id, "epochs": [0, epoch], "wish": Wish.NONE, **end, **billed}
             )
             if changed.rowcount:
-                await connection.execute(
-                    update(run_texts).where(run_texts.c.run_id == run_id).values(answer=answer)
-                )
+                await connection.execute(_ANSWER, {"run": run_id, "answer": answer})
                 return
             found = await connection.execute(select(runs.c.state).where(runs.c.run_id == run_id))
             state = found.scalar_one_or_none()
@@ -393,25 +366,19 @@ class SqlRunBook:
         for window, quota in quotas:
             if quota.max_runs is not None and used[window].runs >= quota.max_runs:
                 raise BudgetExceededError("tenant", {"runs": 1}, {"runs": 0})
-        await connection.execute(
-            update(usage)
-            .where(usage.c.tenant_id == tenant_id, usage.c.time_window.in_(windows))
-            .values(runs=usage.c.runs + 1)
-        )
+        await connection.execute(_COUNT_RUN, {"tenant": tenant_id, "windows": windows})
 
     async def _insert(self, connection: Transaction, row: RunRow) -> None:
         await connection.execute(
-            self._database.insert(runs).values(
-                {name: getattr(row, name) for name in _PLAIN}
-                | {"state": row.state, "wish": row.wish}
-                | amounts_as(row.confirmed, "confirmed_")
-                | amounts_as(row.unconfirmed, "unconfirmed_")
-            )
+            self._database.insert(runs),
+            {name: getattr(row, name) for name in _PLAIN}
+            | {"state": row.state, "wish": row.wish}
+            | amounts_as(row.confirmed, "confirmed_")
+            | amounts_as(row.unconfirmed, "unconfirmed_"),
         )
         await connection.execute(
-            self._database.insert(run_texts).values(
-                run_id=row.run_id, question=row.question, answer=row.answer
-            )
+            self._database.insert(run_texts),
+            {"run_id": row.run_id, "question": row.question, "answer": row.answer},
         )
 
 
@@ -424,19 +391,13 @@ async def _check_context(connection: Transaction, row: RunRow) -> None:
     """Raise unless what the run is asked about is there and its tenant's."""
     if not row.context_id:
         return
-    found = await connection.execute(
-        select(contexts.c.context_id).where(
-            contexts.c.context_id == row.context_id, contexts.c.tenant_id == row.tenant_id
-        )
-    )
+    found = await connection.execute(_CONTEXT, {"context": row.context_id, "tenant": row.tenant_id})
     if found.one_or_none() is None:
         raise NotFoundError("there is no such context")
 
 
 async def _check_queue(connection: Transaction, tenant_id: TenantId, max_queued: int) -> None:
-    waiting = await connection.execute(
-        select(func.count()).where(runs.c.tenant_id == tenant_id, runs.c.state == RunState.QUEUED)
-    )
+    waiting = await connection.execute(_QUEUED, {"tenant": tenant_id})
     if waiting.scalar_one() >= max_queued:
         raise BudgetExceededError("tenant", {"waiting runs": 1}, {"waiting runs": 0})
 
@@ -459,6 +420,46 @@ def _part(column: Column[Any], start: int, max_bytes: int) -> ColumnElement[byte
     """Bytes of a text, under its column's name; SQL counts from 1."""
     part = func.substr(type_coerce(column, LargeBinary), start + 1, max_bytes)
     return type_coerce(part, LargeBinary).label(column.name)
+
+
+# Every run asks these. To put one together takes longer than to run it, and so they are put together once.
+_WHOLE = _whole().where(runs.c.run_id == bindparam("run"), runs.c.tenant_id == bindparam("tenant"))
+_WHOLE_BY_KEY = _whole().where(
+    runs.c.tenant_id == bindparam("tenant"), runs.c.idempotency_key == bindparam("key")
+)
+_CONTEXT = select(contexts.c.context_id).where(
+    contexts.c.context_id == bindparam("context"), contexts.c.tenant_id == bindparam("tenant")
+)
+_QUEUED = select(func.count()).where(runs.c.tenant_id == bindparam("tenant"), runs.c.state == RunState.QUEUED)
+_COUNT_RUN = (
+    update(usage)
+    .where(usage.c.tenant_id == bindparam("tenant"))
+    .where(usage.c.time_window.in_(bindparam("windows", expanding=True)))
+    .values(runs=usage.c.runs + 1)
+)
+_ITS_TENANT_AND_HOME = select(runs.c.tenant_id, runs.c.home).where(runs.c.run_id == bindparam("run"))
+_OTHERS = select(func.count()).where(
+    runs.c.tenant_id == bindparam("tenant"),
+    runs.c.state == RunState.RUNNING,
+    runs.c.run_id != bindparam("run"),
+)
+_START = (
+    update(runs)
+    .where(runs.c.run_id == bindparam("run"), runs.c.state != RunState.ENDED)
+    .where(runs.c.wish != Wish.CANCEL)
+    .values(
+        state=RunState.RUNNING,
+        started_at=func.coalesce(runs.c.started_at, bindparam("now")),
+        resumed=runs.c.resumed + bindparam("resumes"),
+        epoch=bindparam("epoch_of_home"),
+    )
+)
+_END = update(runs).where(
+    runs.c.run_id == bindparam("run"),
+    runs.c.state != RunState.ENDED,
+    runs.c.epoch.in_(bindparam("epochs", expanding=True)),
+)
+_ANSWER = update(run_texts).where(run_texts.c.run_id == bindparam("run"))
 
 
 def _row(row: Row[Any]) -> RunRow:

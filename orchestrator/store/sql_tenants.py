@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Row, delete, or_, select, update
+from sqlalchemy import Row, bindparam, delete, or_, select, update
 
 from orchestrator.errors import InvalidRequestError, NotFoundError
 from orchestrator.ids import TenantId, new_key_id, new_tenant_id
@@ -21,6 +21,29 @@ KEY_PREFIX = "rlm_"
 MAX_NAME_CHARS = 100
 _KEYS_IN_QUERY = 500
 """A statement has room for some thousands of values."""
+
+
+# Every call looks a key up, and most writes lock a tenant. To put a statement together takes longer than to
+# run it: these are put together once.
+_WHOSE = (
+    select(api_keys)
+    .join(tenants, tenants.c.tenant_id == api_keys.c.tenant_id)
+    .where(api_keys.c.key_sha256 == bindparam("sha256"))
+    .where(api_keys.c.revoked_at.is_(None), tenants.c.removed_at.is_(None))
+)
+_TENANT = select(tenants).where(tenants.c.tenant_id == bindparam("tenant"))
+_TENANT_BY_EITHER = (
+    select(tenants)
+    .where(tenants.c.removed_at.is_(None))
+    .where(or_(tenants.c.tenant_id == bindparam("tenant"), tenants.c.name == bindparam("called")))
+    .order_by(tenants.c.tenant_id != bindparam("tenant"))
+    .limit(1)
+)
+_LOCK = (
+    select(tenants.c.tenant_id)
+    .where(tenants.c.tenant_id == bindparam("tenant"), tenants.c.removed_at.is_(None))
+    .with_for_update()
+)
 
 
 class SqlTenantBook:
@@ -68,16 +91,10 @@ class SqlTenantBook:
 
     async def tenant(self, name_or_id: str) -> TenantRow | None:
         """See `TenantBook.tenant`. An id goes before a name that looks like one."""
-        found = (
-            select(tenants)
-            .where(tenants.c.removed_at.is_(None))
-            .where(or_(tenants.c.tenant_id == name_or_id, tenants.c.name == name_or_id))
-            .order_by(tenants.c.tenant_id != name_or_id)
-            .limit(1)
-        )
 
         async def work(connection: Transaction) -> TenantRow | None:
-            row = (await connection.execute(found)).one_or_none()
+            found = await connection.execute(_TENANT_BY_EITHER, {"tenant": name_or_id, "called": name_or_id})
+            row = found.one_or_none()
             return None if row is None else _tenant(row)
 
         return await self._database.read(work)
@@ -206,20 +223,13 @@ class SqlTenantBook:
 
     async def who_has(self, key: str) -> tuple[TenantRow, KeyRow] | None:
         """See `TenantBook.who_has`."""
-        whose = (
-            select(api_keys)
-            .join(tenants, tenants.c.tenant_id == api_keys.c.tenant_id)
-            .where(api_keys.c.key_sha256 == hash_of(key))
-            .where(api_keys.c.revoked_at.is_(None), tenants.c.removed_at.is_(None))
-        )
+        sha256 = hash_of(key)
 
         async def work(connection: Transaction) -> tuple[TenantRow, KeyRow] | None:
-            key_row = (await connection.execute(whose)).one_or_none()
+            key_row = (await connection.execute(_WHOSE, {"sha256": sha256})).one_or_none()
             if key_row is None:
                 return None
-            tenant_row = await connection.execute(
-                select(tenants).where(tenants.c.tenant_id == key_row.tenant_id)
-            )
+            tenant_row = await connection.execute(_TENANT, {"tenant": key_row.tenant_id})
             return _tenant(tenant_row.one()), _key(key_row)
 
         return await self._database.read(work)
@@ -268,11 +278,7 @@ async def lock_tenant(connection: Transaction, tenant_id: TenantId) -> None:
     Raises:
         NotFoundError: It is not there any more.
     """
-    found = await connection.execute(
-        select(tenants.c.tenant_id)
-        .where(tenants.c.tenant_id == tenant_id, tenants.c.removed_at.is_(None))
-        .with_for_update()
-    )
+    found = await connection.execute(_LOCK, {"tenant": tenant_id})
     if found.one_or_none() is None:
         raise NotFoundError("there is no such tenant")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Table, delete, func, select, update
+from sqlalchemy import Table, bindparam, delete, func, select, update
 
 from orchestrator.budget import UNLIMITED, ZERO, Amounts
 from orchestrator.errors import InvariantError
@@ -11,6 +11,44 @@ from orchestrator.store.backend import Transaction
 from orchestrator.store.books import Quota, Used
 from orchestrator.store.database import Database
 from orchestrator.store.tables import amounts_as, amounts_of, draws, ledger, usage
+
+# Every run draws and gives back. To put a statement together takes longer than to run it: these are put
+# together once.
+_USED = (
+    select(usage)
+    .where(usage.c.tenant_id == bindparam("tenant"))
+    .where(usage.c.time_window.in_(bindparam("windows", expanding=True)))
+    .order_by(usage.c.time_window)
+    .with_for_update()
+)
+_ADD = (
+    update(usage)
+    .where(usage.c.tenant_id == bindparam("tenant"))
+    .where(usage.c.time_window.in_(bindparam("windows", expanding=True)))
+    .values({unit: usage.c[unit] + bindparam(f"more_{unit}") for unit in Amounts._fields})
+)
+# The newest draw grows while the windows are the same: a run of an hour leaves one row, not hundreds.
+_GROW = (
+    update(draws)
+    .where(
+        draws.c.draw_id
+        == select(func.max(draws.c.draw_id)).where(draws.c.root_run_id == bindparam("tree")).scalar_subquery()
+    )
+    .where(draws.c.time_windows == bindparam("windows"))
+    .values({unit: draws.c[unit] + bindparam(f"more_{unit}") for unit in Amounts._fields})
+)
+_DRAWN = (
+    select(draws)
+    .where(draws.c.tenant_id == bindparam("tenant"), draws.c.root_run_id == bindparam("tree"))
+    .order_by(draws.c.draw_id.desc())
+    .with_for_update()
+)
+_SHRINK = (
+    update(draws)
+    .where(draws.c.draw_id == bindparam("draw"))
+    .values({unit: bindparam(f"left_{unit}") for unit in Amounts._fields})
+)
+_FORGET = delete(draws).where(draws.c.draw_id == bindparam("draw"))
 
 
 class SqlUsageBook:
@@ -87,35 +125,25 @@ class SqlUsageBook:
         tree: RunId,
     ) -> None:
         await _add(connection, tenant_id, windows, amounts)
-        # The newest draw grows while the windows are the same: a run of an hour leaves one row, not hundreds.
-        newest = select(func.max(draws.c.draw_id)).where(draws.c.root_run_id == tree).scalar_subquery()
         grown = await connection.execute(
-            update(draws)
-            .where(draws.c.draw_id == newest, draws.c.time_windows == list(windows))
-            .values(
-                {unit: draws.c[unit] + amount for unit, amount in amounts._asdict().items()},
-            )
+            _GROW, {"tree": tree, "windows": list(windows), **amounts_as(amounts, "more_")}
         )
         if not grown.rowcount:
             await connection.execute(
-                self._database.insert(draws).values(
-                    tenant_id=tenant_id,
-                    root_run_id=tree,
-                    time_windows=list(windows),
+                self._database.insert(draws),
+                {
+                    "tenant_id": tenant_id,
+                    "root_run_id": tree,
+                    "time_windows": list(windows),
                     **amounts_as(amounts),
-                )
+                },
             )
 
     async def _return(
         self, connection: Transaction, tenant_id: TenantId, unused: Amounts, tree: RunId
     ) -> Amounts:
         """Give it back to the newest draws first; what they do not cover."""
-        found = await connection.execute(
-            select(draws)
-            .where(draws.c.tenant_id == tenant_id, draws.c.root_run_id == tree)
-            .order_by(draws.c.draw_id.desc())
-            .with_for_update()
-        )
+        found = await connection.execute(_DRAWN, {"tenant": tenant_id, "tree": tree})
         for draw in found.all():
             if unused == ZERO:
                 break
@@ -125,11 +153,10 @@ class SqlUsageBook:
             await lock_windows(self._database, connection, tenant_id, draw.time_windows)
             await _add(connection, tenant_id, draw.time_windows, ZERO.minus(back))
             if back == drawn:
-                await connection.execute(delete(draws).where(draws.c.draw_id == draw.draw_id))
+                await connection.execute(_FORGET, {"draw": draw.draw_id})
             else:
-                await connection.execute(
-                    update(draws).where(draws.c.draw_id == draw.draw_id).values(amounts_as(drawn.minus(back)))
-                )
+                left = amounts_as(drawn.minus(back), "left_")
+                await connection.execute(_SHRINK, {"draw": draw.draw_id, **left})
         return unused
 
 
@@ -151,19 +178,17 @@ async def lock_windows(
 
     Always in the same order, so that two never wait for each other.
     """
-    wanted = sorted(windows)
+    wanted = sorted(set(windows))
     if not wanted:
         return {}
-    await connection.execute(
-        database.insert(usage).on_conflict_do_nothing(),
-        [{"tenant_id": tenant_id, "time_window": window} for window in wanted],
-    )
-    found = await connection.execute(
-        select(usage)
-        .where(usage.c.tenant_id == tenant_id, usage.c.time_window.in_(wanted))
-        .order_by(usage.c.time_window)
-        .with_for_update()
-    )
+    its = {"tenant": tenant_id, "windows": wanted}
+    found = (await connection.execute(_USED, its)).all()
+    if len(found) < len(wanted):
+        await connection.execute(
+            database.insert(usage).on_conflict_do_nothing(),
+            [{"tenant_id": tenant_id, "time_window": window} for window in wanted],
+        )
+        found = (await connection.execute(_USED, its)).all()
     return {row.time_window: Used(amounts=amounts_of(row), runs=row.runs) for row in found}
 
 
@@ -172,9 +197,7 @@ async def _add(
 ) -> None:
     """To windows that are locked."""
     await connection.execute(
-        update(usage)
-        .where(usage.c.tenant_id == tenant_id, usage.c.time_window.in_(windows))
-        .values({unit: usage.c[unit] + amount for unit, amount in amounts._asdict().items()})
+        _ADD, {"tenant": tenant_id, "windows": list(windows), **amounts_as(amounts, "more_")}
     )
 
 

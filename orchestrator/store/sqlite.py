@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,7 +118,7 @@ class Sqlite:
 
     def insert(self, table: Table) -> Insert:
         """See `Backend.insert`."""
-        return insert(table)
+        return _insert(table)
 
     async def lock(self, connection: Transaction, table: Table) -> None:
         """See `Backend.lock`. A transaction that writes has locked everything."""
@@ -135,6 +136,12 @@ class Sqlite:
     def _empty_journal(self) -> None:
         with closing(sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+@cache
+def _insert(table: Table) -> Insert:
+    # One for all, so that what SQLAlchemy makes of it is made once.
+    return insert(table)
 
 
 def _done(work: Coroutine[Any, Any, T]) -> T:
