@@ -20,6 +20,7 @@ from orchestrator.machine import allow_open_files
 from orchestrator.models.port import Completion, ModelRequest
 from orchestrator.pricing import Usage
 from orchestrator.runs.recorder import Observer
+from orchestrator.server.serve import leave_to_stay
 from orchestrator.store.books import Role, RunRow, TenantRules
 from orchestrator.trajectory import Event, RunEnded, TurnStarted
 from tests.fakes.in_process_driver import InProcessDriver
@@ -110,6 +111,7 @@ async def serve(directory: Path, store_url: str, max_running: int, pause_s: floa
         rules = TenantRules(max_concurrent_runs=100_000, max_queued_runs=1_000_000)
         tenant = await server.books.tenants.add_tenant("bench", rules)
         _, key = await server.books.tenants.add_key(tenant.tenant_id, Role.ADMIN)
+        leave_to_stay()
         print(server.port.address, key, flush=True)
         stdin = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(

@@ -8,6 +8,7 @@ their grace; watches end; the ports close.
 
 import asyncio
 import fcntl
+import gc
 import os
 import secrets
 import time
@@ -98,6 +99,7 @@ async def serve(
         MachineError: The machine lacks something.
     """
     async with _serving(settings, provider, stop=stop, say=say) as (served, drain, readiness):
+        leave_to_stay()
         on_ready(served)
         await stop.wait()
         await drain()
@@ -194,6 +196,16 @@ async def _serving(
         await stack.enter_async_context(looking(readiness, say_ready=say_ready, on_broken=stop.set))
         served = Served(office=office, grpc=port.address, http=http, metrics=read_at)
         yield served, lambda: _drain(office, port), readiness
+
+
+def leave_to_stay() -> None:
+    """What is there now stays for good: the collector need not look at it again.
+
+    Otherwise it goes through the 140,000 objects of our libraries whenever runs have made a quarter as many,
+    and every run waits for it: 0.1 to 0.4 s.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def books_of(database: Database) -> Books:
