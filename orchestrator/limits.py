@@ -151,6 +151,8 @@ ENGINE_LOOK_S = 10.0
 """A call that only looks; it takes milliseconds."""
 ENGINE_REMOVE_S = 20.0
 """To remove a sandbox and see it gone; it takes 54 ms. What is not gone by then is left to the reaper."""
+ENGINE_LAST_CALLS_S = 5.0
+"""Each, once a server that was told to end has given its runs their time."""
 ENGINE_CALLS_AT_ONCE = 16
 """Calls in flight, each in a thread; overdue ones don't count."""
 ENGINE_SLOW_START_S = 5.0

@@ -44,6 +44,10 @@ async def _nothing_to_look_at() -> None:
     """There is no engine."""
 
 
+def _nothing_to_hurry() -> None:
+    """Likewise."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workplace:
     """The part of a machine that works without an engine: where contexts are staged."""
@@ -63,6 +67,8 @@ class Machine:
     """Where the leases get their sandboxes from."""
     look: Callable[[], Awaitable[None]] = _nothing_to_look_at
     """Whether its engine answers now; raises `EngineError` where not."""
+    hurry: Callable[[], None] = _nothing_to_hurry
+    """Wait for nothing of the engine's for long any more: this process is to end."""
     held_to_gvisor: frozenset[str] = frozenset()
     """Ids of tenants, or `*`: see `sandbox.runtimes`."""
     objections: Sequence[Objection] = ()
@@ -143,6 +149,7 @@ async def open_machine(
                 slots=slots,
                 pool=pool,
                 look=driver.look,
+                hurry=driver.hurry,
                 held_to_gvisor=settings.runsc_tenants,
                 objections=engine.objections,
             )

@@ -20,6 +20,7 @@ from orchestrator.ids import InstanceId, SandboxId
 from orchestrator.limits import (
     ENGINE_CALL_S,
     ENGINE_CALLS_AT_ONCE,
+    ENGINE_LAST_CALLS_S,
     ENGINE_LOOK_S,
     ENGINE_REMOVE_S,
     ENGINE_SLOW_START_S,
@@ -233,6 +234,10 @@ class DockerDriver:
             await self._ask("engine", self._client.ping, ENGINE_LOOK_S)
         except APIError as error:
             raise EngineError(f"the container engine is not well: {error.explanation}") from error
+
+    def hurry(self) -> None:
+        """This process is to end: an engine that hangs must not keep it. What is left, the next one reaps."""
+        self._calls.hurry(ENGINE_LAST_CALLS_S)
 
     async def aclose(self) -> None:
         """See `SandboxDriver.aclose`."""

@@ -10,7 +10,8 @@ call cannot be stopped, only left behind. So that one stuck sandbox takes nothin
 3. At most `calls_at_once` calls that are not overdue run at once. An overdue one no longer counts, so however
    many are stuck, the others go on. There are never more of them than sandboxes that could not be ended, and
    those use up the places for new ones (`SandboxSlots.withhold`).
-4. Threads are daemons: a stuck one does not keep the process from ending.
+4. Who is to end soon says so (`hurry`): no call is waited for longer than that from then on.
+5. Threads are daemons: a stuck one does not keep the process from ending.
 
 A caller that is cancelled leaves its call running; the next call about that sandbox waits for it.
 """
@@ -20,6 +21,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Any, TypeVar
 
 from orchestrator.errors import EngineError
@@ -40,6 +42,8 @@ class EngineCalls:
     def __init__(self, calls_at_once: int) -> None:
         self._permits = asyncio.Semaphore(calls_at_once)
         self._calls: dict[str, _Call] = {}
+        self._waits: set[asyncio.Timeout] = set()
+        self._longest_s = inf
 
     @property
     def overdue(self) -> int:
@@ -57,13 +61,28 @@ class EngineCalls:
         Raises:
             EngineError: It did not come back in time, or an earlier call about the same is overdue.
         """
+        within_s = min(within_s, self._longest_s)
         deadline_s = asyncio.get_running_loop().time() + within_s
+        limit = asyncio.timeout_at(deadline_s)
+        self._waits.add(limit)
         try:
-            async with asyncio.timeout_at(deadline_s):
+            async with limit:
                 await self._permit(subject)
                 return await asyncio.shield(self._begin(subject, call, deadline_s))
         except TimeoutError as error:
+            within_s = min(within_s, self._longest_s)
             raise EngineError(f"the container engine did not answer within {within_s:g} s") from error
+        finally:
+            self._waits.discard(limit)
+
+    def hurry(self, within_s: float) -> None:
+        """Wait no longer than this for any call, for those under way from now on."""
+        self._longest_s = within_s
+        at_last_s = asyncio.get_running_loop().time() + within_s
+        for limit in self._waits:
+            when_s = limit.when()
+            if when_s is not None and when_s > at_last_s:
+                limit.reschedule(at_last_s)
 
     async def _permit(self, subject: str) -> None:
         while True:

@@ -30,6 +30,8 @@ _MAY_CHANGE_S = {
     Ending.RUNNING: LOOK_AT_LOSS_S,  # its process ends after its stream
     Ending.KILLED: 0.5,  # a container that somebody removes is killed first
 }
+_SEEN_WHEN_IT_ENDS = {SandboxLoss.WORKER_ENDED, SandboxLoss.CONTAINER_GONE}
+_ENGINE_ENDS_S = 2.0
 _WANTED_FOR_S = RunLimits().deadline_s
 
 
@@ -38,10 +40,6 @@ PutContext = Callable[[Path], None]
 OnTrouble = Callable[[], None]
 """Told, before the run hears of it, that it was not the guest which cost it its sandbox: the engine is away,
 or makes none."""
-
-
-def _nothing() -> None:
-    """Nobody wants to be told."""
 
 
 class LeasedSandbox:
@@ -55,7 +53,7 @@ class LeasedSandbox:
         sizes: Mapping[Resource, int],
         wait_s: float,
         hash_seed: int = 0,
-        on_trouble: OnTrouble = _nothing,
+        on_trouble: OnTrouble | None = None,
     ) -> None:
         self.sandbox_id: SandboxId = made.sandbox_id
         self.runtime = made.runtime
@@ -83,7 +81,7 @@ class LeasedSandbox:
                 facts,
                 worker_is_out_of_reach=self.runtime == "runc",
             )
-            if loss is SandboxLoss.ENGINE_GONE:
+            if self._on_trouble is not None and await self._was_the_engines(loss):
                 self._on_trouble()
             return result.lost_for(loss)
         return judged(result, facts, self._sizes)
@@ -99,6 +97,17 @@ class LeasedSandbox:
             if time.monotonic() >= lost_s + _MAY_CHANGE_S.get(ending, 0.0):
                 return ending
             await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def _was_the_engines(self, loss: SandboxLoss) -> bool:
+        """Whether the engine took the sandbox along. One that ends, ends its containers first."""
+        look_until_s = time.monotonic() + (_ENGINE_ENDS_S if loss in _SEEN_WHEN_IT_ENDS else 0.0)
+        while loss is not SandboxLoss.ENGINE_GONE and time.monotonic() < look_until_s:
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            try:
+                await self._driver.ending(self.sandbox_id)
+            except EngineError:
+                return True
+        return loss is SandboxLoss.ENGINE_GONE
 
 
 class SandboxLeases:
@@ -129,7 +138,7 @@ class SandboxLeases:
         self._max_str_bytes = memory_bytes // _STR_SHARE
         self._sizes = {Resource.MEMORY: memory_bytes, **(sizes or {})}
         self._of_runtimes = of_runtimes or {}
-        self._on_trouble: OnTrouble = _nothing
+        self._on_trouble: OnTrouble | None = None
 
     def telling(self, on_trouble: OnTrouble) -> "SandboxLeases":
         """The same, but that somebody is told when the engine costs a run its sandbox."""
@@ -189,7 +198,8 @@ class SandboxLeases:
                     made = await begun(stack, own=True)
             except (EngineError, SandboxStartError, SandboxLostError, OSError):
                 # OSError: the state directory has no room for its sockets.
-                self._on_trouble()
+                if self._on_trouble is not None:
+                    self._on_trouble()
                 raise
             wait_s = time.monotonic() - asked_s
             sizes = self._of_runtimes.get(runtime, self._sizes)

@@ -22,7 +22,7 @@ from orchestrator.models.provider.launch import ProviderProcess
 
 _log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 5.0
+LOOK_EVERY_S = 2.0
 ANSWER_S = 5.0
 _MIB = 1024 * 1024
 LEAST_FREE_BYTES = 64 * _MIB

@@ -195,7 +195,7 @@ async def _serving(
         read_at = await stack.enter_async_context(_metrics(settings.service, metrics))
         await stack.enter_async_context(looking(readiness, say_ready=say_ready, on_broken=stop.set))
         served = Served(office=office, grpc=port.address, http=http, metrics=read_at)
-        yield served, lambda: _drain(office, port), readiness
+        yield served, lambda: _drain(office, port, machine, settings.service.drain_s), readiness
 
 
 def leave_to_stay() -> None:
@@ -248,9 +248,12 @@ def _runtimes(settings: Settings) -> Sequence[str]:
     return (RUNC, GVISOR) if settings.runsc_tenants else (RUNC,)
 
 
-async def _drain(office: ServiceOffice, port: Port) -> None:
+async def _drain(office: ServiceOffice, port: Port, machine: Machine, grace_s: float) -> None:
     await port.shut()
+    # Not at its end: it may be the engine that what runs waits for.
+    asyncio.get_running_loop().call_later(grace_s, machine.hurry)
     await office.drain()
+    machine.hurry()
 
 
 @contextmanager

@@ -67,7 +67,7 @@ _ASK_AGAIN_S = 1.0
 """A tenant whose runs other servers run is asked about so often; so is a store that does not answer ..."""
 _LONGEST_PAUSE_S = 30.0
 """... and then ever less often."""
-MACHINE_RESTS_S = 10.0
+MACHINE_RESTS_S = 8.0
 """After it failed a run: so long until a look at it has found out what is the matter."""
 MAX_RESUMES = 20
 """A run that is resumed more often does not get any further."""

@@ -65,9 +65,11 @@ async def serving(directory: Path, settings: Settings, script: str, **more: str)
             await process.wait()
 
 
-async def new_key(directory: Path, name: str = "acme", rules: TenantRules | None = None) -> str:
+async def new_key(
+    directory: Path, name: str = "acme", rules: TenantRules | None = None, *, store_url: str = ""
+) -> str:
     """A tenant of the server's, made as an operator beside it would."""
-    async with open_database(f"sqlite:///{directory / 'state' / 'service.db'}") as database:
+    async with open_database(store_url or f"sqlite:///{directory / 'state' / 'service.db'}") as database:
         tenants = SqlTenantBook(database)
         tenant = await tenants.add_tenant(name, rules or TenantRules())
         return (await tenants.add_key(tenant.tenant_id, Role.ADMIN))[1]

@@ -48,6 +48,16 @@ class PrivateEngine:
             time.sleep(0.1)
         return DockerClient(base_url=self.address, version="auto", timeout=60)
 
+    def hang(self) -> None:
+        """It keeps its sockets, and answers nothing."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """After it hung; else nothing."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
     def end(self, number: signal.Signals) -> None:
         """End the daemon with a signal: SIGTERM takes its containers along, SIGKILL leaves them running."""
         if self._process is not None:
