@@ -59,9 +59,10 @@ class _FewestFirst(Generic[K]):
             if not equals:
                 del self._by_number[number]
 
-    def first(self) -> K | None:
-        if not self._by_number:
-            return None
+    def __bool__(self) -> bool:
+        return bool(self._number_of)
+
+    def first(self) -> K:
         return next(iter(self._by_number[min(self._by_number)]))
 
 
@@ -146,9 +147,9 @@ class FairLine(Generic[W]):
 
     def next(self) -> W | None:
         """Whose turn it is, who has what it wanted from here on; None when nobody waits or it lacks room."""
-        tenant_id = self._ready.first()
-        if tenant_id is None:
+        if not self._ready:
             return None
+        tenant_id = self._ready.first()
         tenant = self._tenants[tenant_id]
         tree, its_tree, waiter, wants = self._next_of(tenant)
         if wants > self._free:
@@ -200,7 +201,7 @@ class FairLine(Generic[W]):
             tenant.ready.drop(tree)
             if not its_tree.has:
                 del tenant.trees[tree]
-        if tenant.ready.first() is not None and tenant.may_have(self._next_of(tenant)[3]):
+        if tenant.ready and tenant.may_have(self._next_of(tenant)[3]):
             self._ready.put(tenant_id, tenant.has)
         else:
             self._ready.drop(tenant_id)

@@ -159,6 +159,9 @@ ENGINE_SLOW_START_S = 5.0
 """A start that takes longer is stuck rather than slow, and no longer counts among those at once."""
 ENGINE_STARTS_AT_ONCE = 4
 """More make each other slower (design, section 5: 10.4 a second with 4, 9.0 with 8)."""
+OWN_STARTS_AT_ONCE = 2 * ENGINE_STARTS_AT_ONCE
+"""Sandboxes that are being started, each for a lease of its own, from asking the engine to the first Hello.
+Others wait, in turns between tenants; twice as many because the engine has no part in the second half."""
 LOOK_AT_LOSS_S = 3.0
 """How long a sandbox whose stream broke may still run before it counts as having hung up on us."""
 SANDBOX_EXPIRY_GRACE_S = 600

@@ -252,6 +252,7 @@ class _Run:
             max_concurrent_calls=min(MAX_CALLS_IN_GUEST, self._tree.limits.max_concurrency),
             wanted_for_s=self._tree.calls.left_s(),
             hash_seed=hash_seed,
+            tenant_id=self._tree.tenant_id,
         )
         sandbox = self._sandbox = await self._lease.enter_async_context(lease)
         self._recorder.post(

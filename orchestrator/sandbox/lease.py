@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator.cells import CellClock, CellOutcome, CellResult, Resource, SandboxLoss
 from orchestrator.errors import EngineError, SandboxLostError, SandboxStartError
-from orchestrator.ids import SandboxId
+from orchestrator.ids import LOCAL_TENANT, SandboxId, TenantId
 from orchestrator.limits import LOOK_AT_LOSS_S, RunLimits
 from orchestrator.rpc.guest_server import AddServices
 from orchestrator.sandbox.endings import judged, since, why_lost
@@ -156,6 +156,7 @@ class SandboxLeases:
         max_concurrent_calls: int,
         wanted_for_s: float = _WANTED_FOR_S,
         hash_seed: int = 0,
+        tenant_id: TenantId = LOCAL_TENANT,
     ) -> AsyncIterator[LeasedSandbox]:
         """A sandbox for the length of the block, with a context in it and `guest_services` on its socket.
 
@@ -166,6 +167,7 @@ class SandboxLeases:
             max_concurrent_calls: Sub-calls in flight at once.
             wanted_for_s: After that the run has ended in any case. The container expires a while later.
             hash_seed: Of a run that is resumed, whose sandbox is never one made ahead. 0 for a new run.
+            tenant_id: Whose turn it takes where others ask too.
 
         Raises:
             SandboxStartError: It did not start.
@@ -177,7 +179,7 @@ class SandboxLeases:
 
         async def begun(stack: AsyncExitStack, *, own: bool) -> MadeSandbox:
             made = await stack.enter_async_context(
-                self._pool.sandbox(runtime=runtime, wanted_for_s=wanted_for_s, own=own)
+                self._pool.sandbox(runtime=runtime, wanted_for_s=wanted_for_s, own=own, tenant_id=tenant_id)
             )
             put_context(made.context_dir)
             made.services.bind(guest_services)

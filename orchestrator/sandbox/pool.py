@@ -14,12 +14,19 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from math import isinf
 
 from orchestrator.errors import MachineError, SandboxBusyError, SandboxError, SandboxStartError
-from orchestrator.limits import POOLED_LEASE_S, SANDBOX_EXPIRY_GRACE_S
+from orchestrator.fair_slots import FairSlots
+from orchestrator.ids import LOCAL_TENANT, TenantId
+from orchestrator.limits import (
+    ENGINE_SLOW_START_S,
+    OWN_STARTS_AT_ONCE,
+    POOLED_LEASE_S,
+    SANDBOX_EXPIRY_GRACE_S,
+)
 from orchestrator.sandbox import pool_events as events
 from orchestrator.sandbox.making import MadeSandbox, SandboxMaker
 from orchestrator.sandbox.pool_events import Phase
@@ -61,6 +68,7 @@ class SandboxPool:
         self._pooled: dict[int, _Pooled] = {}
         self._asking: dict[int, asyncio.Future[int]] = {}
         self._tickets = itertools.count(1)
+        self._own_starts = FairSlots(OWN_STARTS_AT_ONCE)
         self._look: asyncio.TimerHandle | None = None
 
     def stats(self) -> Mapping[str, PoolStats]:
@@ -81,7 +89,7 @@ class SandboxPool:
 
     @asynccontextmanager
     async def sandbox(
-        self, *, runtime: str, wanted_for_s: float, own: bool = False
+        self, *, runtime: str, wanted_for_s: float, own: bool = False, tenant_id: TenantId = LOCAL_TENANT
     ) -> AsyncIterator[MadeSandbox]:
         """A sandbox that nobody else had, for the length of the block; gone after it.
 
@@ -89,6 +97,7 @@ class SandboxPool:
             runtime: Of the container.
             wanted_for_s: After that it is certainly no longer wanted.
             own: Whether it must be started for this block alone.
+            tenant_id: Whose turn it takes where others ask too. The sandbox is not told.
 
         Raises:
             SandboxStartError: It did not start.
@@ -96,7 +105,7 @@ class SandboxPool:
             EngineError: The engine lacks something.
         """
         own = own or wanted_for_s > POOLED_LEASE_S
-        number = await self._ask(runtime, own=own)
+        number = await self._ask(runtime, own=own, tenant_id=tenant_id)
         pooled = self._pooled.get(number)
         if pooled is not None:
             assert pooled.made is not None, "what is handed out was ready"  # noqa: S101 - the rules' order
@@ -106,7 +115,16 @@ class SandboxPool:
                 await run_shielded(self._end(pooled))
             return
         try:
-            async with self._maker.make(runtime=runtime, expires_at_s=_expiry_s(wanted_for_s)) as made:
+            async with AsyncExitStack() as stack:
+                async with self._own_starts.slot(tenant_id) as turn:
+                    # A start that hangs is no competitor, here as at the engine.
+                    hangs = asyncio.get_running_loop().call_later(ENGINE_SLOW_START_S, turn.give_up)
+                    try:
+                        made = await stack.enter_async_context(
+                            self._maker.make(runtime=runtime, expires_at_s=_expiry_s(wanted_for_s))
+                        )
+                    finally:
+                        hangs.cancel()
                 yield made
         finally:
             self._feed(events.Gone(number))
@@ -120,12 +138,12 @@ class SandboxPool:
         if tasks:
             await run_shielded(_all_over(tasks))
 
-    async def _ask(self, runtime: str, *, own: bool) -> int:
+    async def _ask(self, runtime: str, *, own: bool, tenant_id: TenantId) -> int:
         """The number of a sandbox that is ours from now on."""
         ticket = next(self._tickets)
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._asking[ticket] = answer
-        self._feed(events.Wanted(ticket, runtime, own))
+        self._feed(events.Wanted(ticket, runtime, own, tenant_id))
         try:
             return await answer
         except asyncio.CancelledError:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
+from orchestrator.ids import LOCAL_TENANT, TenantId
+
 
 class Phase(Enum):
     """Where a sandbox stands."""
@@ -28,6 +30,8 @@ class Wanted:
     runtime: str
     own: bool = False
     """No pooled one will do."""
+    tenant_id: TenantId = LOCAL_TENANT
+    """Whose turn it takes."""
 
 
 @dataclass(frozen=True, slots=True)

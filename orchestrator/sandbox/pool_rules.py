@@ -3,9 +3,11 @@
 Rules. They live in this file and nowhere else:
 
 1. A sandbox is *starting*, *waiting*, *lent* or *ending*, in this order, and never again what it was. A
-   waiting one is lent at most once, to whoever has asked longest for its runtime.
-2. No more than a plan's `size` wait. What starts is not made for anybody: the first one ready goes to the
-   first in line, and a start that nobody needs any longer is ended.
+   waiting one is lent at most once, to who is next of those who ask for its runtime: tenants take turns
+   (`fair_line`), and of a tenant it is who has asked longest. So where T tenants ask, one that has just come
+   gets the T-th sandbox at the latest, however many the others ask for.
+2. No more than a plan's `size` wait. What starts is not made for anybody: the first one ready goes to who is
+   next then, and a start that nobody needs any longer is ended.
 3. All of them together, with those that leaked, are at most `capacity`. Who asks was admitted within it
    (`runs/admission.py`), so the pool yields: one that waits, or starts ahead of demand, is ended for him.
    Where nothing is left to yield, which takes a leak, he is not made to wait: admission has decided.
@@ -21,12 +23,15 @@ Rules. They live in this file and nowhere else:
 Plain synchronous code: no await, no I/O, no clock. One event-loop thread calls it, hence no lock.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
 from math import inf
 
+from orchestrator.fair_line import FairLine
+from orchestrator.ids import TenantId
 from orchestrator.limits import POOL_MAX_AGE_S, POOL_QUEUE_S, POOL_REFILL_AFTER_S, POOL_REFILLS_AT_ONCE
 from orchestrator.sandbox.pool_events import (
     Action,
@@ -114,6 +119,10 @@ class _Runtime:
     """By phase, in the order in which they came to it."""
     in_line: dict[int, float] = field(default_factory=dict)
     """Tickets, with when they were drawn; the first is the oldest."""
+    turns: FairLine[int] = field(default_factory=lambda: FairLine(sys.maxsize))
+    """Whose turn it is of those; there is always room, because it is asked when a sandbox is there."""
+    tenants: dict[int, TenantId] = field(default_factory=dict)
+    """Whose those tickets are."""
     pause_until_s: float = 0.0
     """No refill until then; 0 for no pause."""
     failures: int = 0
@@ -121,6 +130,13 @@ class _Runtime:
 
     def count(self, phase: Phase) -> int:
         return len(self.numbers[phase])
+
+    def next_in_line(self) -> int | None:
+        """Whose turn it is, which is over with that."""
+        ticket = self.turns.next()
+        if ticket is not None:
+            self.turns.give_back(self.tenants[ticket], None)
+        return ticket
 
     @property
     def demand(self) -> int:
@@ -248,6 +264,8 @@ class PoolRules:
             self._own[event.ticket] = runtime
         else:
             runtime.in_line[event.ticket] = now_s
+            runtime.tenants[event.ticket] = event.tenant_id
+            runtime.turns.ask(event.ticket, event.tenant_id, None)
 
     def _died(self, number: int, now_s: float) -> Iterator[Action]:
         sandbox = self._sandboxes[number]
@@ -285,7 +303,10 @@ class PoolRules:
             yield self._end(number)
 
     def _hand_out(self, runtime: _Runtime, now_s: float) -> Iterator[Action]:
-        for ticket, number in tuple(zip(runtime.in_line, runtime.numbers[Phase.WAITING], strict=False)):
+        for number in tuple(runtime.numbers[Phase.WAITING]):
+            ticket = runtime.next_in_line()
+            if ticket is None:
+                return
             if runtime.in_line[ticket] < self._sandboxes[number].since_s:
                 runtime.stats.cold += 1
             else:
@@ -400,5 +421,7 @@ class PoolRules:
         """He asks no longer, whatever he got."""
         runtime = self._asking.pop(ticket, None)
         if runtime is not None:
-            runtime.in_line.pop(ticket, None)
+            if runtime.in_line.pop(ticket, None) is not None:
+                del runtime.tenants[ticket]
+                runtime.turns.withdraw(ticket)
             self._own.pop(ticket, None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from orchestrator.cells import CellClock, CellOutcome, CellResult
-from orchestrator.ids import SandboxId, new_sandbox_id
+from orchestrator.ids import LOCAL_TENANT, SandboxId, TenantId, new_sandbox_id
 from orchestrator.rpc.guest_server import AddServices
 from orchestrator.sandbox.lease import PutContext
 
@@ -51,6 +51,7 @@ class FakeLeases:
         max_concurrent_calls: int,
         wanted_for_s: float = 0.0,
         hash_seed: int = 0,
+        tenant_id: TenantId = LOCAL_TENANT,
     ) -> AsyncIterator[FakeSandbox]:
         """See `SandboxLeases.open`."""
         if self.start:

@@ -78,6 +78,15 @@ def test_a_tenant_that_has_what_it_may_is_passed_over_until_it_gives_something_b
     assert served(line) == ["a2"]
 
 
+def test_trees_need_not_be_told_apart() -> None:
+    line: FairLine[str] = FairLine(1)
+    line.ask("a", A, None)
+    line.ask("b", B, None)
+    assert served(line) == ["a"]
+    line.give_back(A, None)
+    assert served(line) == ["b"]
+
+
 def test_who_asked_before_its_tenant_might_have_less_is_served_once_that_has_nothing() -> None:
     line: FairLine[str] = FairLine(5)
     for name, wants in (("1", 1), ("2", 3)):

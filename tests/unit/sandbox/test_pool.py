@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import EngineError, InvariantError, SandboxBusyError, SandboxStartError
-from orchestrator.ids import SandboxId
-from orchestrator.limits import POOLED_LEASE_S, SANDBOX_EXPIRY_GRACE_S
+from orchestrator.ids import SandboxId, TenantId
+from orchestrator.limits import OWN_STARTS_AT_ONCE, POOLED_LEASE_S, SANDBOX_EXPIRY_GRACE_S
 from orchestrator.sandbox.instance import Instance, claim_instance
 from orchestrator.sandbox.lease import LeasedSandbox, SandboxLeases
 from orchestrator.sandbox.making import MadeSandbox, SandboxMaker
@@ -120,6 +120,28 @@ async def test_many_leases_at_once_never_share_a_sandbox() -> None:
         assert len(set(had)) == 20
 
 
+async def test_own_starts_of_one_tenant_delay_anothers_by_one_of_them() -> None:
+
+    async with opened(size=0, capacity=40) as rig:
+        rig.driver.goes_on.clear()
+        order: list[str] = []
+
+        async def run(tenant: str) -> None:
+            async with rig.pool.sandbox(runtime=RUNTIME, wanted_for_s=A_RUN_S, tenant_id=TenantId(tenant)):
+                order.append(tenant)
+
+        async with asyncio.timeout(SOON_S), asyncio.TaskGroup() as group:
+            for _ in range(30):
+                group.create_task(run("flood"))
+            await until(lambda: len(rig.driver.specs) == OWN_STARTS_AT_ONCE)
+            group.create_task(run("mine"))
+            await asyncio.sleep(0.05)
+            assert len(rig.driver.specs) == OWN_STARTS_AT_ONCE, "the others wait for their turn"
+            rig.driver.goes_on.set()
+        assert order.index("mine") <= 2 * OWN_STARTS_AT_ONCE
+        assert len(order) == 31
+
+
 @pytest.mark.case("F05")
 async def test_a_waiting_sandbox_has_no_context_and_is_bound_once() -> None:
     async with opened() as rig:
@@ -150,8 +172,10 @@ async def test_a_lease_that_gets_one_that_died_unseen_has_another_at_once(
         real = rig.pool.sandbox
 
         @asynccontextmanager
-        async def dies_unseen(*, runtime: str, wanted_for_s: float, own: bool) -> AsyncIterator[MadeSandbox]:
-            async with real(runtime=runtime, wanted_for_s=wanted_for_s, own=own) as made:
+        async def dies_unseen(
+            *, runtime: str, wanted_for_s: float, own: bool, tenant_id: TenantId
+        ) -> AsyncIterator[MadeSandbox]:
+            async with real(runtime=runtime, wanted_for_s=wanted_for_s, own=own, tenant_id=tenant_id) as made:
                 if made.sandbox_id == dead:
                     await rig.driver.destroy(dead)
                     await made.session.over

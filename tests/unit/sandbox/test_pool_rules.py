@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.ids import TenantId
 from orchestrator.sandbox.pool_events import (
     Action,
     Closed,
@@ -90,6 +91,36 @@ def test_what_starts_goes_to_the_first_in_line_whoever_it_was_begun_for() -> Non
     assert pool.step(Started(2), 0.4) == [HandOut(2, 2)]
     assert pool.step(Started(3), 0.5) == []
     assert (pool.stats["runc"].cold, pool.stats["runc"].warm) == (2, 0)
+
+
+def test_tenants_take_turns_at_what_is_ready_however_many_one_of_them_asks_for() -> None:
+    a, b, c = TenantId("a"), TenantId("b"), TenantId("c")
+    pool = rules(size=1, capacity=40)
+    for ticket in range(10):
+        pool.step(Wanted(ticket, "runc", tenant_id=a), 0.0)
+    for ticket, tenant in ((10, b), (11, b), (12, c), (13, c)):
+        pool.step(Wanted(ticket, "runc", tenant_id=tenant), 0.1)
+    pool.step(GivenUp(12), 0.2)
+    handed: list[int] = []
+    for number in range(1, 10):
+        handed += [one.ticket for one in pool.step(Started(number), 1.0) if isinstance(one, HandOut)]
+    assert handed == [0, 10, 13, 1, 11, 2, 3, 4, 5]
+
+
+@given(asked=st.lists(st.integers(0, 3), max_size=30), given_up=st.sets(st.integers(0, 29)))
+def test_who_has_just_come_gets_the_sandbox_of_his_turn_at_the_latest(
+    asked: list[int], given_up: set[int]
+) -> None:
+    pool = rules(size=1, capacity=80)
+    for ticket, tenant in enumerate(asked):
+        pool.step(Wanted(ticket, "runc", tenant_id=TenantId(f"t{tenant}")), 0.0)
+    pool.step(Wanted(99, "runc", tenant_id=TenantId("late")), 0.1)
+    for ticket in sorted(given_up & set(range(len(asked)))):
+        pool.step(GivenUp(ticket), 0.2)
+    handed: list[int] = []
+    for number in range(1, len(set(asked)) + 2):
+        handed += [one.ticket for one in pool.step(Started(number), 1.0) if isinstance(one, HandOut)]
+    assert 99 in handed
 
 
 def test_who_gives_up_ends_a_start_that_nobody_else_needs() -> None:
