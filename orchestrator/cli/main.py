@@ -328,7 +328,8 @@ def doctor(
     if runtime and not probe:
         raise typer.BadParameter("it goes with --probe.", param_hint="'--runtime'")
     settings = environment.settings()
-    with held_signals.held(), provider.started(settings) as provider_process:
+    base_url = settings.service.base_url
+    with held_signals.held(), provider.started(settings, base_url) as provider_process:
         from orchestrator.cli import doctor as command  # noqa: PLC0415 - as in `run`
 
         code = command.doctor(

@@ -11,6 +11,7 @@ from orchestrator.cli.main import app as rlm
 from orchestrator.config import Settings
 from orchestrator.doctor import Check, Level
 from orchestrator.errors import EngineError
+from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.probes.finding import Finding, Verdict
 
 _ENGINE = Check("engine", Level.OK, "Docker 20.10.24")
@@ -27,6 +28,8 @@ class Machine:
     checks: list[Check] = field(default_factory=lambda: [_ENGINE])
     findings: Callable[[str], list[Finding]] = lambda runtime: [found(runtime)]
     probed: list[str] = field(default_factory=list)
+    providers: list[str] = field(default_factory=list)
+    """Addresses that were to be looked at."""
 
 
 def found(
@@ -43,7 +46,8 @@ def found(
 def this(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine()
 
-    async def doctor(_settings: Settings, _provider: object) -> AsyncIterator[Check]:
+    async def doctor(_settings: Settings, provider: ProviderProcess) -> AsyncIterator[Check]:
+        made.providers.append(provider.base_url)
         for check in made.checks:
             yield check
 
@@ -66,6 +70,14 @@ def test_a_healthy_machine_is_exit_code_0(this: Machine) -> None:
     result = doctor()
     assert result.exit_code == 0
     assert result.stdout == "ok    engine              Docker 20.10.24\n"
+
+
+def test_the_provider_that_the_server_is_set_to_is_looked_at(
+    this: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLM_BASE_URL", "http://127.0.0.1:9")
+    assert doctor().exit_code == 0
+    assert this.providers == ["http://127.0.0.1:9"]
 
 
 def test_what_is_missing_comes_with_what_to_do(this: Machine) -> None:
