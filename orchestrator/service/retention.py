@@ -2,14 +2,16 @@
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from orchestrator.errors import ConflictError
 from orchestrator.ids import RunId, TenantId
 from orchestrator.service.books import Books
+from orchestrator.service.clock import ClockJudge
 from orchestrator.service.context_desk import ContextDesk
 from orchestrator.service.execution import Execution
-from orchestrator.store.books import AuditRow, ContextRow, TenantRow
+from orchestrator.store.books import AuditRow, ContextRow, RunFilter, TenantRow
 
 _log = logging.getLogger(__name__)
 
@@ -22,26 +24,67 @@ _INLINE_S = 3_600.0
 ACTOR = "retention"
 
 
+def steady_s() -> float:
+    """Seconds of a clock that goes on while the machine sleeps, and that nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Retention:
     """Deletes what is too old, with an entry in the audit log for each."""
 
-    def __init__(self, books: Books, desk: ContextDesk, execution: Execution) -> None:
+    def __init__(
+        self,
+        books: Books,
+        desk: ContextDesk,
+        execution: Execution,
+        *,
+        steady_s: Callable[[], float] = steady_s,
+    ) -> None:
+        """Deletes nothing yet.
+
+        Args:
+            books: What is old is in them.
+            desk: Where contexts are.
+            execution: Forgets contexts that are gone.
+            steady_s: See `ClockJudge`.
+        """
         self._books = books
         self._desk = desk
         self._execution = execution
+        self._steady_s = steady_s
+        self._clock = ClockJudge()
+        self._doubt = ""
 
     async def sweep(self) -> int:
-        """Look at every tenant once; how much was deleted.
+        """Look at every tenant once; how much was deleted. Nothing is while the date is not to be believed.
 
         Raises:
             StoreError: The database does not answer. The next sweep goes on.
         """
         deleted = 0
-        for tenant in await self._books.tenants.tenants():
+        tenants = await self._books.tenants.tenants()
+        if not await self._believes_the_clock(tenants):
+            return 0
+        for tenant in tenants:
             deleted += await self._sweep(tenant, time.time())
         if deleted:
             _log.info("%d runs and contexts were deleted, as their tenants' retention says", deleted)
         return deleted
+
+    async def _believes_the_clock(self, tenants: Sequence[TenantRow]) -> bool:
+        newest_s = None if self._clock.has_looked else await self._newest_s(tenants)
+        doubt = self._clock.look(time.time(), self._steady_s(), newest_s=newest_s)
+        if doubt and not self._doubt:
+            _log.warning("nothing is deleted for its age: %s; look at the date of this machine", doubt)
+        elif self._doubt and not doubt:
+            _log.info("what is too old is deleted again")
+        self._doubt = doubt
+        return not doubt
+
+    async def _newest_s(self, tenants: Sequence[TenantRow]) -> float | None:
+        """When the newest run was created."""
+        newest = [await self._books.runs.runs(one.tenant_id, RunFilter(), limit=1) for one in tenants]
+        return max((row.created_at for rows in newest for row in rows), default=None)
 
     async def delete_run(self, tenant_id: TenantId, run_id: RunId, *, audit: AuditRow) -> bool:
         """Delete an ended run, and the text that came with it when no other run is about that.

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.errors import ConflictError, NotFoundError
 from orchestrator.ids import RunId
+from orchestrator.service.clock import ClockJudge
 from orchestrator.service.port import Caller, Question
 from orchestrator.service.recovery import Recovery
 from orchestrator.store.books import Role, RunFilter, RunRow, RunState, TenantRules
@@ -85,6 +86,16 @@ async def test_a_key_that_was_revoked_or_whose_tenant_was_removed_opens_nothing(
 # --- Retention -----------------------------------------------------------------------------------------
 
 
+def time_passes(
+    server: Server, monkeypatch: pytest.MonkeyPatch, seconds: float, *, steadily: bool = True
+) -> None:
+    """Both clocks go on, or the wall clock alone is set."""
+    wall_s, steady_s = time.time, server.office._retention._steady_s
+    monkeypatch.setattr(time, "time", lambda: wall_s() + seconds)
+    if steadily:
+        monkeypatch.setattr(server.office._retention, "_steady_s", lambda: steady_s() + seconds)
+
+
 async def test_what_is_older_than_a_tenants_retention_goes_with_an_entry_in_the_audit_log(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,8 +108,7 @@ async def test_what_is_older_than_a_tenants_retention_goes_with_an_entry_in_the_
             await ended(server, caller, run.run_id)
         assert len(files(server)) == 2
         assert await server.office._retention.sweep() == 0
-        real = time.time
-        monkeypatch.setattr(time, "time", lambda: real() + 31 * 86_400)
+        time_passes(server, monkeypatch, 31 * 86_400)
         assert await server.office._retention.sweep() == 1
         with pytest.raises(NotFoundError):
             await server.office.get_run(forgets, old.run_id)
@@ -107,6 +117,46 @@ async def test_what_is_older_than_a_tenants_retention_goes_with_an_entry_in_the_
         audit = await server.books.audit.read(tenant_id=forgets.tenant.tenant_id)
         last = audit[-1][1]
         assert (last.actor, last.action, last.target) == ("retention", "DeleteRun", old.run_id)
+
+
+async def test_a_clock_that_jumps_a_year_ahead_deletes_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_server(directory, FakeModel(otherwise=ANSWERS)) as server:
+        caller = await a_caller(server, rules=TenantRules(retention_days=30))
+        run = (await server.office.create_run(caller, asking())).run
+        await ended(server, caller, run.run_id)
+        assert await server.office._retention.sweep() == 0
+        time_passes(server, monkeypatch, 365 * 86_400, steadily=False)
+        assert await server.office._retention.sweep() == 0
+        assert "look at the date" in caplog.text
+        # What is created in that year is answered.
+        later = (await server.office.create_run(caller, asking("later"))).run
+        assert (await ended(server, caller, later.run_id)).outcome == "answered"
+    # Neither does a server that starts with such a date; but one whose date stays is believed in the end.
+    async with open_server(directory, FakeModel(otherwise=ANSWERS)) as server:
+        time_passes(server, monkeypatch, 365 * 86_400)
+        server.office._retention._clock = ClockJudge()
+        assert await server.office._retention.sweep() == 0
+        time_passes(server, monkeypatch, 86_400)
+        assert await server.office._retention.sweep() == 2
+
+
+async def test_a_clock_that_is_set_in_the_middle_of_runs_ends_none_of_them(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = asyncio.Event()
+    model = FakeModel(otherwise=when(go, ANSWERS))
+    async with open_server(directory, model) as server:
+        caller = await a_caller(server)
+        created = [(await server.office.create_run(caller, asking(key))).run for key in "ab"]
+        await until(lambda: len(model.asked) == 2)
+        for years in (1, -2):
+            time_passes(server, monkeypatch, years * 365 * 86_400, steadily=False)
+            await asyncio.sleep(0.1)
+        go.set()
+        for run in created:
+            assert (await ended(server, caller, run.run_id)).outcome == "answered"
 
 
 async def test_a_text_whose_run_was_refused_goes_in_the_end(
@@ -118,8 +168,7 @@ async def test_a_text_whose_run_was_refused_goes_in_the_end(
             await server.office.create_run(caller, asking())
         assert len(files(server)) == 1
         assert await server.office._retention.sweep() == 0, "a run about it may be on its way"
-        real = time.time
-        monkeypatch.setattr(time, "time", lambda: real() + 2 * 3_600)
+        time_passes(server, monkeypatch, 2 * 3_600)
         assert await server.office._retention.sweep() == 1
         assert not files(server)
 
