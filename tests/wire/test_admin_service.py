@@ -446,6 +446,7 @@ async def test_the_runs_of_a_removed_tenant_end_and_what_their_last_call_cost_is
             await run_stub.CreateRun(request, **key(acme.run))
         left = await run_stub.CreateRun(request, **key(other.run))
         await until(lambda: server.office.running == 3)
+        await until(lambda: server.driver.started == 3)
         await asyncio.wait_for(asked_model.wait(), 20)
         await until(lambda: server.driver.started == 3)
         await asyncio.sleep(0.2)  # until all three have asked their model
