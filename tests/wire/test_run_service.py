@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -559,6 +560,48 @@ async def test_one_tenants_flood_delays_anothers_run_by_one_end(directory: Path)
         assert order[:4].count(mine.tenant_id) == 1
         for one in waiting:
             await ended(stub, flood.read, one.run_id)
+
+
+async def test_one_tenants_wide_run_delays_anothers_first_sandbox_by_as_many_ends_as_its_chain_is_long(
+    directory: Path,
+) -> None:
+    """Of six sandboxes one tenant's child runs have all that there are, and 34 more of them wait."""
+    ends: list[asyncio.Event] = []
+    mine_began = asyncio.Event()
+
+    async def play(request: ModelRequest) -> Reply:
+        said = str(request.conversation)
+        if "part of the flood" in said:
+            ends.append(asyncio.Event())
+            await ends[-1].wait()
+            return runs("FINAL('part')")
+        if "Mine?" in said:
+            mine_began.set()
+            return runs(ANSWERS)
+        return runs("FINAL(len(await gather(*(rlm('part of the flood') for _ in range(40)))))")
+
+    async with (
+        open_server(directory, FakeModel(otherwise=play), sandboxes=6) as server,
+        server.stub() as stub,
+    ):
+        flood, mine = await server.account("flood"), await server.account("mine")
+        wide = pb.RunOptions(max_depth=1, max_concurrency=64)
+        first = asking("1", question=b"Flood?", options=wide)
+        await stub.CreateRun(first, **key(flood.run))
+        await until(lambda: len(ends) == 5)
+        second = asking("1", question=b"Mine?", options=pb.RunOptions(max_depth=1))
+        run = (await stub.CreateRun(second, **key(mine.run))).run
+        await until(lambda: server.office.running == 2)
+        came_back = 0
+        while not mine_began.is_set():
+            ends[came_back].set()
+            came_back += 1
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await mine_began.wait()
+        # One may have had the chain's own sandbox, which comes back to its chain.
+        assert came_back <= 2 + 1
+        assert (await ended(stub, mine.read, run.run_id)).outcome == "answered"
 
 
 # --- Ends ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import EngineError, InvalidRequestError
+from orchestrator.ids import TenantId
 from orchestrator.runs.admission import SandboxSlots, TreeSlots
 
 
@@ -264,3 +265,82 @@ async def test_a_tree_of_depth_4_and_width_8_ends_with_room_for_one_chain_only()
     async with slots.admit(4) as chain:
         assert await run(chain, tree, 0) == 1 + 8 + 64 + 512 + 4_096
     await assert_all_free(slots, 5)
+
+
+# --- Between tenants --------------------------------------------------------------------------------------
+
+A, B, C = TenantId("a"), TenantId("b"), TenantId("c")
+
+
+async def test_a_wide_run_tree_delays_anothers_first_chain_by_as_many_ends_as_it_is_long() -> None:
+    slots = SandboxSlots(6)
+    ends: list[asyncio.Event] = []
+
+    async def child(tree: TreeSlots) -> None:
+        async with tree.take(1):
+            ends.append(asyncio.Event())
+            await ends[-1].wait()
+
+    async with slots.admit(1, tenant_id=A) as wide, asyncio.TaskGroup() as group:
+        children = [group.create_task(child(wide)) for _ in range(200)]
+        await settle()
+        assert len(ends) == 5
+        mine = group.create_task(slots.admit(1, tenant_id=B).__aenter__())
+        await settle()
+        # One of them has its chain's own sandbox, which comes back to the chain.
+        for number, served in ((1, False), (2, True)):
+            ends[number].set()
+            await settle()
+            assert mine.done() == served
+        for task in children:
+            task.cancel()
+
+
+async def test_a_tenant_has_no_more_sandboxes_than_it_may_and_its_own_chain_in_any_case() -> None:
+    slots = SandboxSlots(10)
+    async with slots.admit(1, tenant_id=A, most=3) as tree, AsyncExitStack() as held, asyncio.timeout(5):
+        for _ in range(2):
+            await held.enter_async_context(tree.take(1))
+        third = asyncio.create_task(tree.take(1).__aenter__())
+        second_run = asyncio.create_task(slots.admit(1, tenant_id=A, most=3).__aenter__())
+        await settle()
+        assert not third.done()
+        assert not second_run.done()
+        async with tree.take(0), slots.admit(6, tenant_id=B):
+            pass
+        third.cancel()
+        second_run.cancel()
+        await asyncio.wait((third, second_run))
+    with pytest.raises(InvalidRequestError, match="the tenant may have 3: lower max_depth"):
+        await slots.admit(3, tenant_id=A, most=3).__aenter__()
+    await assert_all_free(slots, 10)
+
+
+@given(
+    forests=st.lists(st.tuples(st.sampled_from((A, B, C)), nodes(2)), min_size=1, max_size=5),
+    spare=st.integers(0, 3),
+    most=st.integers(3, 5),
+    cancel=st.sets(st.integers(0, 4)),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_forest_of_several_tenants_ends_and_nobody_has_more_than_he_may(
+    forests: list[tuple[TenantId, Node]], spare: int, most: int, cancel: set[int]
+) -> None:
+    async def root(slots: SandboxSlots, tenant_id: TenantId, node: Node) -> int:
+        async with slots.admit(node.depth, tenant_id=tenant_id, most=most) as tree:
+            assert slots._line.held_by(tenant_id) <= most
+            return await run(tree, node, 0)
+
+    async def play() -> None:
+        slots = SandboxSlots(3 + spare)
+        tasks = [asyncio.create_task(root(slots, *one)) for one in forests]
+        await asyncio.sleep(0)
+        for number in cancel & set(range(len(tasks))):
+            tasks[number].cancel()
+        async with asyncio.timeout(5):
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        for number, (result, (_, node)) in enumerate(zip(ended, forests, strict=True)):
+            assert result == size(node) or number in cancel
+        await assert_all_free(slots, 3 + spare)
+
+    asyncio.run(play())
