@@ -39,7 +39,7 @@ from rlm_proto.v1 import run_pb2 as pb
 from rlm_proto.v1 import run_pb2_grpc
 
 from bench.measuring import RESULTS, at_least, keep, spread_ms
-from bench.processes import cpu_s, memory_mib
+from bench.processes import cpu_s, cpu_s_by_thread, memory_mib
 from bench.service_process import question
 from orchestrator.config import Settings
 from orchestrator.store.books import TenantRules
@@ -53,12 +53,12 @@ _TURNS = 10
 _CREATED = 800
 _CREATORS = 32
 _SHORT_RUNS = 400
-"""At the least; at the most levels each client has two."""
+"""At the least: where there are more clients each has one."""
 _WATCHERS = 1_000
 _WATCHED_TURNS = 40
 _PACED_TURNS = 6
 _PACE_S = 2.0
-_PART_S = 150.0
+_PART_S = 180.0
 _AGAIN_S = 0.5
 _LONGEST_LINE = 1 << 24
 _MOST_TURNS = 10_000
@@ -178,9 +178,11 @@ class Load:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._began = (time.perf_counter(), cpu_s(pid), time.process_time())
+        self._threads_began = cpu_s_by_thread(pid)
         self.took_s = 0.0
         self.cpu_s = 0.0
         self.own_cpu_s = 0.0
+        self.threads_s: dict[str, float] = {}
 
     def stop(self) -> None:
         """It is done."""
@@ -189,15 +191,19 @@ class Load:
             after - before for after, before in zip(now, self._began, strict=True)
         )
 
+        now_s = cpu_s_by_thread(self._pid)
+        self.threads_s = {name: max(0.0, now_s[name] - self._threads_began[name]) for name in now_s}
+
     def cpu_ms_each(self, count: int) -> float:
         """The server's."""
         return round(self.cpu_s * 1_000 / count, 2)
 
     def cores(self) -> dict[str, float]:
-        """How busy both processes were."""
+        """How busy both processes were, and which of the server's threads: its loop is `main`."""
         return {
             "server": round(self.cpu_s / self.took_s, 2),
             "client": round(self.own_cpu_s / self.took_s, 2),
+            **{f"server_{name}": round(spent_s / self.took_s, 2) for name, spent_s in self.threads_s.items()},
         }
 
 
@@ -277,7 +283,7 @@ async def live(count: int, store_url: str = "") -> dict[str, Any]:
 
 async def _sustained(server: Server, clients: int) -> dict[str, Any]:
     """Each client creates a run, watches it to its end, and creates the next."""
-    each = max(2, _SHORT_RUNS // clients)
+    each = max(1, _SHORT_RUNS // clients)
 
     async def client(name: int) -> None:
         for number in range(each):
