@@ -101,6 +101,8 @@ class SqlRunStore:
         self._root = root
         self._on_stored = on_stored
         self._epoch = epoch
+        self._owed: set[LedgerEntry] = set()
+        """Stored although the tree is gone. Its writer, who is told that it is, hands them over again."""
 
     async def append(
         self,
@@ -119,7 +121,15 @@ class SqlRunStore:
         if any(entry.tenant_id != self._tenant_id for entry in ledger_entries):
             raise InvariantError("a ledger entry is another tenant's")
         batch = _Batch(
-            self._root, self._tenant_id, self._epoch, run_id, expected_seq, events, blobs, ledger_entries
+            self._root,
+            self._tenant_id,
+            self._epoch,
+            run_id,
+            expected_seq,
+            events,
+            blobs,
+            ledger_entries,
+            owed=[entry for entry in ledger_entries if entry not in self._owed],
         )
 
         async def work(connection: Transaction) -> int | None:
@@ -128,6 +138,7 @@ class SqlRunStore:
         async def store_and_tell() -> None:
             first = await self._database.write(work, lane=self._root)
             if first is None:
+                self._owed.update(ledger_entries)
                 raise InvariantError("the run tree is not there: it was deleted, or never created")
             if self._on_stored is not None:
                 self._on_stored(first, events)
@@ -214,6 +225,8 @@ class _Batch:
     events: Sequence[Event]
     blobs: Mapping[str, bytes]
     ledger_entries: Sequence[LedgerEntry]
+    owed: Sequence[LedgerEntry]
+    """Those of them that are stored where the tree is gone."""
 
     async def store(self, database: Database, connection: Transaction) -> int | None:
         """Store it; the position of its first event.
@@ -223,7 +236,7 @@ class _Batch:
         """
         first = await self._take_positions(connection)
         if first is None:
-            await self._store_ledger(database, connection)
+            await self._store_ledger(database, connection, self.owed)
             return None
         await self._check_length(connection)
         if self.events:
@@ -248,14 +261,16 @@ class _Batch:
                     for sha256, data in self.blobs.items()
                 ],
             )
-        await self._store_ledger(database, connection)
+        await self._store_ledger(database, connection, self.ledger_entries)
         return first
 
-    async def _store_ledger(self, database: Database, connection: Transaction) -> None:
-        if self.ledger_entries:
+    async def _store_ledger(
+        self, database: Database, connection: Transaction, entries: Sequence[LedgerEntry]
+    ) -> None:
+        if entries:
             at = self.events[-1].at if self.events else time.time()
             await connection.execute(
-                database.insert(tables.ledger), [self._line(entry, at) for entry in self.ledger_entries]
+                database.insert(tables.ledger), [self._line(entry, at) for entry in entries]
             )
 
     async def _take_positions(self, connection: Transaction) -> int | None:

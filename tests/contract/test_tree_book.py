@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -16,6 +17,7 @@ from orchestrator.store.database import Database
 from orchestrator.store.port import LedgerEntry
 from orchestrator.store.sql_events import PAGE, SqlTreeBook
 from orchestrator.store.sql_runs import SqlRunBook
+from orchestrator.store.sql_tenants import SqlTenantBook
 from orchestrator.trajectory import Event, TurnStarted
 from tests.fakes.tenancy import a_tenant, stored_run
 
@@ -216,3 +218,42 @@ async def test_of_a_deleted_run_only_what_it_cost_is_left(
     assert await book.tree_blob(kept, HASH) == b"text"
     with pytest.raises(InvariantError):
         await book.tree(anna, gone).append(RunId("r-child"), 0, turns(RunId("r-child"), 0, 1))
+
+
+async def test_what_a_removed_tenants_last_call_cost_is_owed_once_however_often_it_is_handed_over(
+    database: Database,
+) -> None:
+    tenant = await a_tenant(database)
+    root = await stored_run(database, tenant)
+    store = SqlTreeBook(database).tree(tenant, root)
+    await SqlTenantBook(database).remove_tenant(tenant)
+    entry = LedgerEntry(
+        tenant_id=tenant, run_id=root, call="turn-1", attempt=1, confirmed=ZERO, unconfirmed=Amounts(7, 8, 1)
+    )
+    event = Event(root, 0, 1.5, TurnStarted(turn=1, request_bytes=1))
+    for _ in range(2):
+        with pytest.raises(InvariantError, match="not there"):
+            await store.append(root, 0, [event], ledger_entries=[entry])
+
+    async def owed(connection: Transaction) -> list[Any]:
+        return list(
+            await connection.execute(select(tables.ledger).where(tables.ledger.c.tenant_id == tenant))
+        )
+
+    (line,) = await database.read(owed)
+    assert (line.root_run_id, line.unconfirmed_tokens, line.unconfirmed_cost_microusd) == (root, 7, 8)
+
+
+async def test_another_tenants_tree_takes_nothing_for_the_ledger_either(database: Database) -> None:
+    anna, ben = await a_tenant(database), await a_tenant(database)
+    root = await stored_run(database, anna)
+    entry = LedgerEntry(
+        tenant_id=ben, run_id=root, call="turn-1", attempt=1, confirmed=ZERO, unconfirmed=Amounts(7, 8, 1)
+    )
+    with pytest.raises(InvariantError):
+        await SqlTreeBook(database).tree(ben, root).append(root, 0, [], ledger_entries=[entry])
+
+    async def owed(connection: Transaction) -> list[Any]:
+        return list(await connection.execute(select(tables.ledger)))
+
+    assert await database.read(owed) == []
