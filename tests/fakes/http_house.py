@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import httpx2
 from starlette.types import ASGIApp
 
-from orchestrator.server.http.app import Metrics, make_app
+from orchestrator.server.http.app import make_app
 from orchestrator.server.http.listening import listening
 from orchestrator.store.books import Role
 from tests.fakes.office import FakeOffice, Play
@@ -34,7 +34,7 @@ class House:
 
 
 @asynccontextmanager
-async def http_house(play: Play | None = None, metrics: Metrics | None = None) -> AsyncIterator[House]:
+async def http_house(play: Play | None = None) -> AsyncIterator[House]:
     """For the length of the block."""
     office = FakeOffice(play)
     office.add_key(ANN, "ann")
@@ -42,7 +42,7 @@ async def http_house(play: Play | None = None, metrics: Metrics | None = None) -
     office.add_key(READER, "ann", Role.READ)
     office.add_key(RUNNER, "ann", Role.RUN)
     house = House(office, "", app=None)  # type: ignore[arg-type] # made below, of the house itself
-    house.app = make_app(office, lambda: house.is_ready, metrics)
+    house.app = make_app(office, lambda: house.is_ready)
     try:
         async with listening(house.app, host="127.0.0.1", port=0) as (host, port):
             house.url = f"http://{host}:{port}"

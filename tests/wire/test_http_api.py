@@ -618,17 +618,6 @@ async def test_ready_means_ready_and_alive_means_alive() -> None:
         assert (await client.get("/healthz")).status_code == 200
 
 
-async def test_metrics_are_there_when_they_are_switched_on() -> None:
-    async with http_house() as house, house.client(None) as client:
-        assert (await client.get("/metrics")).status_code == 404
-    async with (
-        http_house(metrics=lambda: (b"a 1\n", "text/plain; version=1.0.0")) as house,
-        house.client(None) as client,
-    ):
-        reply = await client.get("/metrics")
-        assert (reply.content, reply.headers["content-type"]) == (b"a 1\n", "text/plain; version=1.0.0")
-
-
 async def test_the_openapi_document_names_every_route_with_its_parameters_and_errors() -> None:
     async with http_house() as house, house.client(None) as client:
         document = (await client.get("/openapi.json")).json()

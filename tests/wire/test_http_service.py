@@ -65,7 +65,7 @@ async def served(directory: Path, client: ModelClient, **kwargs: Any) -> AsyncIt
     provider.add_span_processor(SimpleSpanProcessor(spans))
     hooks = (metrics, RunTraces(provider.get_tracer("test")))
     async with open_server(directory, client, hooks=hooks, **kwargs) as server:
-        app = make_app(server.office, lambda: server.office.is_ready, metrics.exposition)
+        app = make_app(server.office, lambda: server.office.is_ready)
         async with listening(app, host="127.0.0.1", port=0) as (host, port):
             yield Served(server, f"http://{host}:{port}", metrics, spans)
     provider.shutdown()
@@ -198,7 +198,7 @@ async def test_metrics_and_spans_agree_with_the_ledger(directory: Path) -> None:
         account = await one.server.account("acme")
         async with one.sdk(account.run) as client, one.client(account.run) as plain:
             await asyncio.gather(*(client.messages.create(**asks(f"q{n}")) for n in range(5)))
-            exposition = (await plain.get("/metrics")).text
+            exposition = one.metrics.exposition()[0].decode()
             used = (await plain.get("/v1/usage")).json()["day"]
         lines = exposition.splitlines()
         assert 'rlm_runs_ended_total{outcome="answered",tenant=""} 5.0' in lines

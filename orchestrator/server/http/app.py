@@ -1,7 +1,7 @@
 """The HTTP side of the service: every route of the tables, behind a key, under its limits.
 
-What no key is asked for: whether the server is alive and ready, its OpenAPI document and, where the settings
-say so, its metrics. There are no cookies, and no page of another origin is let in (CORS is off).
+What no key is asked for: whether the server is alive and ready, and its OpenAPI document. Metrics are not here
+(`server.metrics_port`). There are no cookies, and no page of another origin is let in (CORS is off).
 """
 
 import asyncio
@@ -46,9 +46,6 @@ _log = logging.getLogger(__name__)
 ROUTES: tuple[Route, ...] = (*resources.ROUTES, *messages.ROUTES)
 """All that takes a key."""
 
-Metrics = Callable[[], tuple[bytes, str]]
-"""The exposition and its media type."""
-
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What can be the id of anything, or a hash. A database must not see more than that of a path."""
 _HEADERS = (
@@ -88,7 +85,6 @@ class _House:
 def make_app(
     office: Office,
     is_ready: Callable[[], bool],
-    metrics: Metrics | None = None,
     *,
     routes: Sequence[Route] = ROUTES,
     admin: Admin | None = None,
@@ -99,7 +95,6 @@ def make_app(
     Args:
         office: What is asked.
         is_ready: Whether new runs are taken.
-        metrics: What `/metrics` gives; None for no such path.
         routes: All that takes a tenant's key.
         admin: Is asked about tenants and keys; None to have no such routes.
         why_not: What keeps the server from being ready, a sentence each that anybody may read.
@@ -120,19 +115,12 @@ def make_app(
     async def openapi_json(_request: Request) -> Response:
         return JSONResponse(openapi)
 
-    async def exposition(_request: Request) -> Response:
-        if metrics is None:
-            raise HTTPException(404)
-        content, media_type = metrics()
-        return Response(content, headers={"content-type": media_type})
-
     app = Starlette(
         routes=[
             *(_route(route, house) for route in routes),
             StarletteRoute("/healthz", healthz),
             StarletteRoute("/readyz", readyz),
             StarletteRoute("/openapi.json", openapi_json),
-            StarletteRoute("/metrics", exposition),
         ],
         middleware=[Middleware(_Guard)],
         exception_handlers={HTTPException: _no_such_route},
