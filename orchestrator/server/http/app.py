@@ -1,7 +1,7 @@
 """The HTTP side of the service: every route of the tables, behind a key, under its limits.
 
-What no key is asked for: whether the server is alive and ready, and its OpenAPI document. Metrics are not here
-(`server.metrics_port`). There are no cookies, and no page of another origin is let in (CORS is off).
+What no key is asked for: whether the server is alive and ready, and its OpenAPI document; its metrics are not
+here (`server.metrics_port`). There are no cookies, and no page of another origin is let in (CORS is off).
 """
 
 import asyncio
