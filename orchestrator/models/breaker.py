@@ -86,14 +86,14 @@ class GuardedClient:
     @property
     def is_key_refused(self) -> bool:
         """Whether the provider did not accept the key when it was last asked."""
-        return self._key_refused_at_s is not None
+        return self._key_refused_at_s is not None and not self._is_open
 
     @property
     def may_be_over(self) -> bool:
         """Whether a call made now would find out if the trouble is over. Until then it had better wait."""
-        if self._key_refused_at_s is not None:
-            return self._clock() >= self._key_refused_at_s + LONGEST_PAUSE_S
         until_s = self._breaker.open_until_s
+        if until_s is None and self._key_refused_at_s is not None:
+            until_s = self._key_refused_at_s + LONGEST_PAUSE_S
         return until_s is not None and self._clock() >= until_s
 
     def reached(self) -> None:

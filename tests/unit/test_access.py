@@ -7,19 +7,25 @@ import pytest
 import pytest_asyncio
 
 from orchestrator import access
-from orchestrator.access import open_models
+from orchestrator.access import ModelAccess, open_models
 from orchestrator.config import Settings
+from orchestrator.conversation import Reply, StopReason
 from orchestrator.errors import (
+    Billing,
     InvalidRequestError,
     KeyMissingError,
+    MachineError,
+    ModelError,
     ModelNotAllowedError,
     ProviderUnreachableError,
 )
-from orchestrator.models.breaker import GuardedClient
-from orchestrator.models.choice import HandPrice, Wanted
+from orchestrator.models.breaker import FAILURES_TO_OPEN, GuardedClient
+from orchestrator.models.choice import HandPrice, Policy, Wanted
 from orchestrator.models.platforms import Foundry
+from orchestrator.models.port import Completion, ModelRequest
 from orchestrator.models.provider.launch import ProviderProcess
 from orchestrator.models.scripted import ScriptedClient
+from orchestrator.pricing import Usage
 from tests.fakes.provider import provider_at, served_here
 
 SONNET, HAIKU, OPUS = "claude-sonnet-5-5", "claude-haiku-5-5", "claude-opus-5-5"
@@ -119,3 +125,86 @@ def test_calls_go_to_the_platform_unless_told_otherwise() -> None:
     ):
         with provider_at(url, platform=platform) as provider:
             assert provider.base_url == expected
+
+
+# --- Whether the provider can be asked -------------------------------------------------------------------
+
+
+class FakeProvider:
+    """Answers, or fails."""
+
+    failure: ModelError | None = None
+
+    async def complete(self, request: ModelRequest) -> Completion:
+        if self.failure is not None:
+            raise self.failure
+        return Completion(Reply((), StopReason.END_TURN), Usage())
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often it was connected to, and whether anybody accepts."""
+    seen = {"connected": 0, "away": 0}
+
+    async def check(base_url: str) -> None:
+        seen["connected"] += 1
+        if seen["away"]:
+            raise ProviderUnreachableError(f"nothing answers at {base_url}")
+
+    monkeypatch.setattr(access, "check_address", check)
+    return seen
+
+
+async def failing(client: GuardedClient, times: int) -> None:
+    request = ModelRequest(
+        model="m", system="", conversation=(), python_tool=False, max_tokens=1, timeout_s=1.0
+    )
+    for _ in range(times):
+        with pytest.raises(ModelError):
+            await client.complete(request)
+
+
+async def test_a_provider_is_connected_to_seldom_while_all_is_well(address: dict[str, int]) -> None:
+    models = ModelAccess(Policy(), GuardedClient(FakeProvider()), base_url="http://p.example")
+    for _ in range(3):
+        await models.look_at_provider()
+    assert address["connected"] == 1
+    assert not models.one_may_try
+
+
+async def test_a_provider_whose_address_answers_nobody_is_looked_at_until_it_does(
+    address: dict[str, int],
+) -> None:
+    models = ModelAccess(Policy(), GuardedClient(FakeProvider()), base_url="http://p.example")
+    address["away"] = 1
+    for _ in range(3):
+        with pytest.raises(ProviderUnreachableError):
+            await models.look_at_provider()
+    address["away"] = 0
+    await models.look_at_provider()
+    assert address["connected"] == 4
+
+
+async def test_a_key_that_is_refused_and_a_provider_that_fails_are_told_apart(
+    address: dict[str, int],
+) -> None:
+    provider = FakeProvider()
+    guarded = GuardedClient(provider)
+    models = ModelAccess(Policy(), guarded, base_url="http://p.example")
+    provider.failure = ModelError("not that key", billing=Billing.NOTHING, retryable=False, status=401)
+    await failing(guarded, 1)
+    with pytest.raises(KeyMissingError, match="start the server again"):
+        await models.look_at_provider()
+    provider.failure = ModelError("broke", billing=Billing.UNKNOWN, retryable=True, status=500)
+    await failing(guarded, FAILURES_TO_OPEN)
+    with pytest.raises(MachineError, match="does not work: broke"):
+        await models.look_at_provider()
+    provider.failure = None
+
+
+async def test_a_server_of_scripted_models_alone_has_no_provider_to_look_at(address: dict[str, int]) -> None:
+    await ModelAccess(Policy(), None).look_at_provider()
+    assert not address["connected"]

@@ -20,6 +20,8 @@ REQUEST = ModelRequest(
 DOWN = ModelError("down", billing=Billing.NOTHING, retryable=True)
 OVERLOADED = ModelError("529", billing=Billing.NOTHING, retryable=True, status=529)
 RATE_LIMITED = ModelError("429", billing=Billing.NOTHING, retryable=True, status=429)
+NO_KEY = ModelError("401", billing=Billing.NOTHING, retryable=False, status=401)
+BROKE = ModelError("broke", billing=Billing.UNKNOWN, retryable=True)
 REFUSED = ModelError("400", billing=Billing.NOTHING, retryable=False, status=400)
 
 
@@ -132,3 +134,62 @@ def test_a_probe_that_never_reports_lets_another_one_out_after_a_pause() -> None
     assert breaker.refused_for_s(FIRST_PAUSE_S) == 0.0
     assert breaker.refused_for_s(FIRST_PAUSE_S) == pytest.approx(FIRST_PAUSE_S)
     assert breaker.refused_for_s(2 * FIRST_PAUSE_S) == 0.0
+
+
+# --- What is every caller's trouble ---------------------------------------------------------------------
+
+
+def trouble(rig: Rig) -> ModelError | None:
+    """As it is now: a checker would take the first look for good."""
+    return rig.client.trouble
+
+
+def may_be_over(rig: Rig) -> bool:
+    """Likewise."""
+    return rig.client.may_be_over
+
+
+async def test_a_provider_that_is_down_is_every_callers_trouble_until_a_call_gets_through() -> None:
+    rig = Rig()
+    assert trouble(rig) is None
+    await rig.opened()
+    assert trouble(rig) is DOWN
+    assert not may_be_over(rig)
+    rig.now_s += FIRST_PAUSE_S
+    assert may_be_over(rig)
+    rig.provider.failure = None
+    await rig.client.complete(REQUEST)
+    assert trouble(rig) is None
+
+
+@pytest.mark.parametrize("failure", [RATE_LIMITED, REFUSED])
+async def test_one_callers_failure_is_nobody_elses_trouble(failure: ModelError) -> None:
+    rig = Rig()
+    for _ in range(FAILURES_TO_OPEN):
+        await rig.fails(failure)
+    assert trouble(rig) is None
+
+
+async def test_a_key_that_is_refused_is_every_callers_trouble_and_opens_nothing() -> None:
+    rig = Rig()
+    assert await rig.fails(NO_KEY) is NO_KEY
+    assert rig.client.is_key_refused
+    assert trouble(rig) is NO_KEY
+    assert not may_be_over(rig)
+    assert await rig.fails(NO_KEY) is NO_KEY, "each call is told why"
+    rig.now_s += LONGEST_PAUSE_S
+    assert may_be_over(rig)
+    rig.provider.failure = None
+    await rig.client.complete(REQUEST)
+    assert trouble(rig) is None
+    assert not rig.client.is_key_refused
+
+
+async def test_an_address_that_accepts_connections_again_ends_what_only_failed_to_connect() -> None:
+    rig = await Rig().opened()
+    rig.client.reached()
+    assert trouble(rig) is None
+    for _ in range(FAILURES_TO_OPEN):
+        await rig.fails(BROKE)
+    rig.client.reached()
+    assert trouble(rig) is BROKE, "that it accepts connections does not show that it answers"

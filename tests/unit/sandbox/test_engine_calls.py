@@ -115,3 +115,16 @@ async def test_an_error_that_comes_after_the_deadline_disturbs_nobody(engine: En
         await calls.ask("s1", fail, within_s=0.05)
     engine.go_on.set()
     await until(lambda: calls.overdue == 0)
+
+
+async def test_who_is_to_end_waits_for_no_call_longer_than_that(engine: Engine) -> None:
+    calls = EngineCalls(4)
+    under_way = asyncio.create_task(calls.ask("a", engine.stuck(), within_s=60))
+    await asyncio.sleep(0.05)
+    calls.hurry(0.1)
+    async with asyncio.timeout(10):
+        with pytest.raises(EngineError, match=r"0\.1 s"):
+            await under_way
+        with pytest.raises(EngineError, match=r"0\.1 s"):
+            await calls.ask("b", engine.stuck(), within_s=60)
+        assert await calls.ask("c", engine.quick(), within_s=60) == "quick"
