@@ -171,8 +171,9 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelRun(self, request, context):
-        """CancelRun ends a run as cancelled; done when it has begun to end. A run that has ended stays as it is.
-        Needs the role run.
+        """CancelRun ends a run as cancelled. That it is to end is stored when this returns, and is done also when the
+        server is killed then; one that had not begun has ended. A run that has ended stays as it is. Any server of
+        the database may be asked. Needs the role run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,10 +192,11 @@ class RunServiceServicer:
 
     def ResumeRun(self, request, context):
         """ResumeRun goes on with a run that was interrupted by the end of a server. Servers do so by themselves when
-        they start; this is for one that was not resumed. Needs the role run.
+        they start; this is for one that was not resumed. Any server of the database may be asked; the run goes on
+        where its context is, so not before that server is there. Needs the role run.
 
         Fails with:
-        * `FAILED_PRECONDITION`: the run is not interrupted, or cannot be resumed; the message says why.
+        * `FAILED_PRECONDITION`: the run is not interrupted, or is to be cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,7 +215,8 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartUpload(self, request, context):
-        """StartUpload begins or takes up the upload of a context. Needs the role run.
+        """StartUpload begins or takes up the upload of a context, on this server: on another one of the database it
+        begins anew. Needs the role run.
 
         Fails with:
         * `RESOURCE_EXHAUSTED`: more bytes than the tenant may keep.
@@ -227,6 +230,7 @@ class RunServiceServicer:
         Needs the role run.
 
         Fails with:
+        * `FAILED_PRECONDITION`: the upload is complete, or was begun on another server: start it anew, or ask there.
         * `OUT_OF_RANGE`: it does not begin where the upload stands, or passes its length.
         * `DATA_LOSS`: the bytes are all there and have another hash. The upload is dropped.
         """

@@ -70,8 +70,9 @@ class RunServiceStub:
     ReadText: _grpc.UnaryStreamMultiCallable[_run_pb2.ReadTextRequest, _run_pb2.ReadTextResponse]
     """ReadText streams a long text that an event refers to, or an answer. Needs the role read."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.CancelRunRequest, _run_pb2.CancelRunResponse]
-    """CancelRun ends a run as cancelled; done when it has begun to end. A run that has ended stays as it is.
-    Needs the role run.
+    """CancelRun ends a run as cancelled. That it is to end is stored when this returns, and is done also when the
+    server is killed then; one that had not begun has ended. A run that has ended stays as it is. Any server of
+    the database may be asked. Needs the role run.
     """
     DeleteRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.DeleteRunRequest, _run_pb2.DeleteRunResponse]
     """DeleteRun removes a run's events, texts and answer for good. What it cost stays in the books. Needs the role
@@ -82,10 +83,11 @@ class RunServiceStub:
     """
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.ResumeRunRequest, _run_pb2.ResumeRunResponse]
     """ResumeRun goes on with a run that was interrupted by the end of a server. Servers do so by themselves when
-    they start; this is for one that was not resumed. Needs the role run.
+    they start; this is for one that was not resumed. Any server of the database may be asked; the run goes on
+    where its context is, so not before that server is there. Needs the role run.
 
     Fails with:
-    * `FAILED_PRECONDITION`: the run is not interrupted, or cannot be resumed; the message says why.
+    * `FAILED_PRECONDITION`: the run is not interrupted, or is to be cancelled.
     """
     ContinueRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.ContinueRunRequest, _run_pb2.ContinueRunResponse]
     """ContinueRun asks a further question on the context of a run that was answered, as a run of its own. With
@@ -96,7 +98,8 @@ class RunServiceStub:
     * `FAILED_PRECONDITION`: the run has not ended, or its context is gone.
     """
     StartUpload: _grpc.UnaryUnaryMultiCallable[_run_pb2.StartUploadRequest, _run_pb2.StartUploadResponse]
-    """StartUpload begins or takes up the upload of a context. Needs the role run.
+    """StartUpload begins or takes up the upload of a context, on this server: on another one of the database it
+    begins anew. Needs the role run.
 
     Fails with:
     * `RESOURCE_EXHAUSTED`: more bytes than the tenant may keep.
@@ -106,6 +109,7 @@ class RunServiceStub:
     Needs the role run.
 
     Fails with:
+    * `FAILED_PRECONDITION`: the upload is complete, or was begun on another server: start it anew, or ask there.
     * `OUT_OF_RANGE`: it does not begin where the upload stands, or passes its length.
     * `DATA_LOSS`: the bytes are all there and have another hash. The upload is dropped.
     """
@@ -155,8 +159,9 @@ class RunServiceAsyncStub(RunServiceStub):
     ReadText: _aio.UnaryStreamMultiCallable[_run_pb2.ReadTextRequest, _run_pb2.ReadTextResponse]  # type: ignore[assignment]
     """ReadText streams a long text that an event refers to, or an answer. Needs the role read."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_pb2.CancelRunRequest, _run_pb2.CancelRunResponse]  # type: ignore[assignment]
-    """CancelRun ends a run as cancelled; done when it has begun to end. A run that has ended stays as it is.
-    Needs the role run.
+    """CancelRun ends a run as cancelled. That it is to end is stored when this returns, and is done also when the
+    server is killed then; one that had not begun has ended. A run that has ended stays as it is. Any server of
+    the database may be asked. Needs the role run.
     """
     DeleteRun: _aio.UnaryUnaryMultiCallable[_run_pb2.DeleteRunRequest, _run_pb2.DeleteRunResponse]  # type: ignore[assignment]
     """DeleteRun removes a run's events, texts and answer for good. What it cost stays in the books. Needs the role
@@ -167,10 +172,11 @@ class RunServiceAsyncStub(RunServiceStub):
     """
     ResumeRun: _aio.UnaryUnaryMultiCallable[_run_pb2.ResumeRunRequest, _run_pb2.ResumeRunResponse]  # type: ignore[assignment]
     """ResumeRun goes on with a run that was interrupted by the end of a server. Servers do so by themselves when
-    they start; this is for one that was not resumed. Needs the role run.
+    they start; this is for one that was not resumed. Any server of the database may be asked; the run goes on
+    where its context is, so not before that server is there. Needs the role run.
 
     Fails with:
-    * `FAILED_PRECONDITION`: the run is not interrupted, or cannot be resumed; the message says why.
+    * `FAILED_PRECONDITION`: the run is not interrupted, or is to be cancelled.
     """
     ContinueRun: _aio.UnaryUnaryMultiCallable[_run_pb2.ContinueRunRequest, _run_pb2.ContinueRunResponse]  # type: ignore[assignment]
     """ContinueRun asks a further question on the context of a run that was answered, as a run of its own. With
@@ -181,7 +187,8 @@ class RunServiceAsyncStub(RunServiceStub):
     * `FAILED_PRECONDITION`: the run has not ended, or its context is gone.
     """
     StartUpload: _aio.UnaryUnaryMultiCallable[_run_pb2.StartUploadRequest, _run_pb2.StartUploadResponse]  # type: ignore[assignment]
-    """StartUpload begins or takes up the upload of a context. Needs the role run.
+    """StartUpload begins or takes up the upload of a context, on this server: on another one of the database it
+    begins anew. Needs the role run.
 
     Fails with:
     * `RESOURCE_EXHAUSTED`: more bytes than the tenant may keep.
@@ -191,6 +198,7 @@ class RunServiceAsyncStub(RunServiceStub):
     Needs the role run.
 
     Fails with:
+    * `FAILED_PRECONDITION`: the upload is complete, or was begun on another server: start it anew, or ask there.
     * `OUT_OF_RANGE`: it does not begin where the upload stands, or passes its length.
     * `DATA_LOSS`: the bytes are all there and have another hash. The upload is dropped.
     """
@@ -273,8 +281,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_pb2.CancelRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.CancelRunResponse, _abc.Awaitable[_run_pb2.CancelRunResponse]]:
-        """CancelRun ends a run as cancelled; done when it has begun to end. A run that has ended stays as it is.
-        Needs the role run.
+        """CancelRun ends a run as cancelled. That it is to end is stored when this returns, and is done also when the
+        server is killed then; one that had not begun has ended. A run that has ended stays as it is. Any server of
+        the database may be asked. Needs the role run.
         """
 
     @_abc_1.abstractmethod
@@ -297,10 +306,11 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.ResumeRunResponse, _abc.Awaitable[_run_pb2.ResumeRunResponse]]:
         """ResumeRun goes on with a run that was interrupted by the end of a server. Servers do so by themselves when
-        they start; this is for one that was not resumed. Needs the role run.
+        they start; this is for one that was not resumed. Any server of the database may be asked; the run goes on
+        where its context is, so not before that server is there. Needs the role run.
 
         Fails with:
-        * `FAILED_PRECONDITION`: the run is not interrupted, or cannot be resumed; the message says why.
+        * `FAILED_PRECONDITION`: the run is not interrupted, or is to be cancelled.
         """
 
     @_abc_1.abstractmethod
@@ -323,7 +333,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_pb2.StartUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.StartUploadResponse, _abc.Awaitable[_run_pb2.StartUploadResponse]]:
-        """StartUpload begins or takes up the upload of a context. Needs the role run.
+        """StartUpload begins or takes up the upload of a context, on this server: on another one of the database it
+        begins anew. Needs the role run.
 
         Fails with:
         * `RESOURCE_EXHAUSTED`: more bytes than the tenant may keep.
@@ -339,6 +350,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         Needs the role run.
 
         Fails with:
+        * `FAILED_PRECONDITION`: the upload is complete, or was begun on another server: start it anew, or ask there.
         * `OUT_OF_RANGE`: it does not begin where the upload stands, or passes its length.
         * `DATA_LOSS`: the bytes are all there and have another hash. The upload is dropped.
         """
