@@ -72,6 +72,9 @@ def _rules(rules: pb.TenantRules) -> TenantRules:
         },
         max_context_bytes=rules.max_context_bytes,
         retention_days=rules.retention_days if rules.HasField("retention_days") else None,
+        max_concurrent_sandboxes=rules.max_concurrent_sandboxes
+        if rules.HasField("max_concurrent_sandboxes")
+        else None,
     )
 
 

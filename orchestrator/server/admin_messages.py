@@ -26,6 +26,7 @@ _LIMITS = (
     "max_cost_microusd_per_month",
     "max_runs_per_month",
     "retention_days",
+    "max_concurrent_sandboxes",
 )
 _COUNTS = ("max_concurrent_runs", "max_queued_runs", "max_context_bytes")
 _MAX_TOKEN_CHARS = 1_000
@@ -72,6 +73,7 @@ def _rules(rules: TenantRules) -> pb.TenantRules:
         runtimes=rules.runtimes,
         max_limits=rules.max_limits,
         retention_days=rules.retention_days,
+        max_concurrent_sandboxes=rules.max_concurrent_sandboxes,
     )
 
 
@@ -131,7 +133,7 @@ def page_of(token: str) -> str:
         InvalidRequestError: The token is none of ours.
     """
     try:
-        return base64.urlsafe_b64decode(token[:_MAX_TOKEN_CHARS].encode("ascii")).decode()
+        return base64.b64decode(token[:_MAX_TOKEN_CHARS], altchars=b"-_", validate=True).decode()
     except (ValueError, binascii.Error) as error:
         raise InvalidRequestError("page_token is none of this server's") from error
 

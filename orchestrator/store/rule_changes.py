@@ -14,6 +14,7 @@ MAX_PATTERN_CHARS = 200
 MOST = 1_000_000_000_000_000
 """Of anything counted: more is a slip, and the database has no room for much more."""
 _MOST_CONCURRENT_RUNS = 100_000
+_MOST_CONCURRENT_SANDBOXES = 100_000
 _MOST_QUEUED_RUNS = 10_000_000
 _RUNTIMES = ("runc", "runsc")
 
@@ -35,6 +36,7 @@ class RuleChanges:
     max_cost_microusd_per_month: Limit | None = None
     max_runs_per_month: Limit | None = None
     max_concurrent_runs: int | None = None
+    max_concurrent_sandboxes: Limit | None = None
     max_queued_runs: int | None = None
     max_context_bytes: int | None = None
     models: Sequence[str] | None = None
@@ -65,6 +67,7 @@ class RuleChanges:
                 self.max_runs_per_month,
             ),
             max_concurrent_runs=_or(self.max_concurrent_runs, rules.max_concurrent_runs),
+            max_concurrent_sandboxes=_limit_or(self.max_concurrent_sandboxes, rules.max_concurrent_sandboxes),
             max_queued_runs=_or(self.max_queued_runs, rules.max_queued_runs),
             max_context_bytes=_or(self.max_context_bytes, rules.max_context_bytes),
             models=rules.models if self.models is None else tuple(self.models),
@@ -85,6 +88,9 @@ class RuleChanges:
                 _check_range(item.name, given.most, 0, MOST)
         if self.max_concurrent_runs is not None:
             _check_range("max_concurrent_runs", self.max_concurrent_runs, 1, _MOST_CONCURRENT_RUNS)
+        sandboxes = self.max_concurrent_sandboxes
+        if sandboxes is not None and sandboxes.most is not None:
+            _check_range("max_concurrent_sandboxes", sandboxes.most, 1, _MOST_CONCURRENT_SANDBOXES)
         if self.max_queued_runs is not None:
             _check_range("max_queued_runs", self.max_queued_runs, 0, _MOST_QUEUED_RUNS)
         if self.max_context_bytes is not None:

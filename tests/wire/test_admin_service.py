@@ -129,6 +129,7 @@ async def test_a_tenant_is_added_changed_listed_and_removed_and_its_key_opens(
         models=pb.Names(names=["claude-*"]),
         max_limits={"max_depth": pb.RunLimit(most=1), "deadline_s": pb.RunLimit(most=60.5)},
         retention_days=pb.Limit(most=30),
+        max_concurrent_sandboxes=pb.Limit(most=6),
     )
     added = await stub.AddTenant(pb.AddTenantRequest(name="Anna & Söhne", rules=changes), **key(operator))
     async with server.stub() as run_stub:
@@ -142,6 +143,7 @@ async def test_a_tenant_is_added_changed_listed_and_removed_and_its_key_opens(
     assert row.rules.max_limits == {"max_depth": 1, "deadline_s": 60.5}
     assert isinstance(row.rules.max_limits["max_depth"], int), "as the command line stores it"
     assert (row.rules.models, row.rules.retention_days) == (("claude-*",), 30)
+    assert row.rules.max_concurrent_sandboxes == added.tenant.rules.max_concurrent_sandboxes == 6
 
     lifted = pb.RuleChanges(
         max_tokens_per_day=pb.Limit(),
@@ -356,6 +358,7 @@ async def test_an_operator_has_to_say_which_tenant_is_meant(stub: Any, operator:
         pb.RuleChanges(),
         pb.RuleChanges(max_tokens_per_day=pb.Limit(most=-1)),
         pb.RuleChanges(max_runs_per_month=pb.Limit(most=2**62)),
+        pb.RuleChanges(max_concurrent_sandboxes=pb.Limit(most=0)),
         pb.RuleChanges(max_concurrent_runs=0),
         pb.RuleChanges(max_queued_runs=-1),
         pb.RuleChanges(max_context_bytes=0),

@@ -90,6 +90,12 @@ def _rules(
     max_concurrent_runs: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=100_000, help="Others wait.")
     ] = None,
+    max_concurrent_sandboxes: Annotated[
+        Limit | None,
+        typer.Option(
+            parser=limit, metavar="N", help="On each server, with those that its runs have reserved."
+        ),
+    ] = None,
     max_queued_runs: Annotated[
         int | None, typer.Option(metavar="N", min=0, max=10_000_000, help="More are refused.")
     ] = None,

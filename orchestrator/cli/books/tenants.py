@@ -74,6 +74,7 @@ def _line(tenant: Tenant) -> str:
     rules = tenant.rules
     parts = [
         f"{words.many(rules.max_concurrent_runs, 'run')} at once",
+        *_sandboxes(rules.max_concurrent_sandboxes),
         *_quota("a day", rules.per_day),
         *_quota("a month", rules.per_month),
         *(f"{name} {most:g}" for name, most in rules.max_limits.items()),
@@ -85,6 +86,10 @@ def _line(tenant: Tenant) -> str:
     if rules.retention_days is not None:
         parts.append(f"kept for {words.many(rules.retention_days, 'day')}")
     return visible_line(f"{tenant.tenant_id}  {tenant.name}  {'; '.join(parts)}", exits.MAX_LINE_CHARS)
+
+
+def _sandboxes(most: int | None) -> list[str]:
+    return [] if most is None else [f"{most:,} sandbox{'' if most == 1 else 'es'} at once"]
 
 
 def _quota(window: str, quota: Quota) -> list[str]:

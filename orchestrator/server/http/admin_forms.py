@@ -33,6 +33,11 @@ class RulesForm(_Asked):
     max_cost_microusd_per_month: int | None = Field(default=None, description=_PER_MONTH)
     max_runs_per_month: int | None = Field(default=None, description=_PER_MONTH)
     max_concurrent_runs: int = Field(default=0, description="Root runs that run at once; others wait.")
+    max_concurrent_sandboxes: int | None = Field(
+        default=None,
+        description="Sandboxes at once on each server, with the chains that its runs have reserved; what"
+        " needs more waits. Null for all that a server has.",
+    )
     max_queued_runs: int = Field(default=0, description="Root runs that may wait; one more is refused.")
     max_context_bytes: int = Field(default=0, description="All contexts that it keeps, together.")
     models: list[str] = Field(
@@ -112,6 +117,7 @@ class RulesReply(_Given):
     per_day: QuotaReply
     per_month: QuotaReply
     max_concurrent_runs: int
+    max_concurrent_sandboxes: int | None
     max_queued_runs: int
     models: Sequence[str]
     runtimes: Sequence[str]
@@ -126,6 +132,7 @@ class RulesReply(_Given):
             per_day=QuotaReply.of(rules.per_day),
             per_month=QuotaReply.of(rules.per_month),
             max_concurrent_runs=rules.max_concurrent_runs,
+            max_concurrent_sandboxes=rules.max_concurrent_sandboxes,
             max_queued_runs=rules.max_queued_runs,
             models=list(rules.models),
             runtimes=list(rules.runtimes),

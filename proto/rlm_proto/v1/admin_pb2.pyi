@@ -133,6 +133,7 @@ class TenantRules(_message.Message):
     RUNTIMES_FIELD_NUMBER: _builtins.int
     MAX_LIMITS_FIELD_NUMBER: _builtins.int
     RETENTION_DAYS_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_SANDBOXES_FIELD_NUMBER: _builtins.int
     max_concurrent_runs: _builtins.int
     """Root runs that run at once; others wait."""
     max_queued_runs: _builtins.int
@@ -141,6 +142,10 @@ class TenantRules(_message.Message):
     """All contexts that it keeps, together."""
     retention_days: _builtins.int
     """Ended runs and unused contexts go after so many; not set for never."""
+    max_concurrent_sandboxes: _builtins.int
+    """Sandboxes at once on each server, with the chains that its runs have reserved; what needs more waits. Not
+    set for all that a server has.
+    """
     @_builtins.property
     def per_day(self) -> Global___Quota:
         """In a day."""
@@ -173,13 +178,19 @@ class TenantRules(_message.Message):
         runtimes: _abc.Iterable[_builtins.str] | None = ...,
         max_limits: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         retention_days: _builtins.int | None = ...,
+        max_concurrent_sandboxes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_retention_days", b"_retention_days", "per_day", b"per_day", "per_month", b"per_month", "retention_days", b"retention_days"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent_sandboxes", b"_max_concurrent_sandboxes", "_retention_days", b"_retention_days", "max_concurrent_sandboxes", b"max_concurrent_sandboxes", "per_day", b"per_day", "per_month", b"per_month", "retention_days", b"retention_days"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retention_days", b"_retention_days", "max_concurrent_runs", b"max_concurrent_runs", "max_context_bytes", b"max_context_bytes", "max_limits", b"max_limits", "max_queued_runs", b"max_queued_runs", "models", b"models", "per_day", b"per_day", "per_month", b"per_month", "retention_days", b"retention_days", "runtimes", b"runtimes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent_sandboxes", b"_max_concurrent_sandboxes", "_retention_days", b"_retention_days", "max_concurrent_runs", b"max_concurrent_runs", "max_concurrent_sandboxes", b"max_concurrent_sandboxes", "max_context_bytes", b"max_context_bytes", "max_limits", b"max_limits", "max_queued_runs", b"max_queued_runs", "models", b"models", "per_day", b"per_day", "per_month", b"per_month", "retention_days", b"retention_days", "runtimes", b"runtimes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_concurrent_sandboxes: _TypeAlias = _typing.Literal["max_concurrent_sandboxes"]  # noqa: Y015
+    _WhichOneofArgType__max_concurrent_sandboxes: _TypeAlias = _typing.Literal["_max_concurrent_sandboxes", b"_max_concurrent_sandboxes"]  # noqa: Y015
     _WhichOneofReturnType__retention_days: _TypeAlias = _typing.Literal["retention_days"]  # noqa: Y015
     _WhichOneofArgType__retention_days: _TypeAlias = _typing.Literal["_retention_days", b"_retention_days"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_concurrent_sandboxes) -> _WhichOneofReturnType__max_concurrent_sandboxes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__retention_days) -> _WhichOneofReturnType__retention_days | None: ...
 
 Global___TenantRules: _TypeAlias = TenantRules  # noqa: Y015
@@ -296,6 +307,7 @@ class RuleChanges(_message.Message):
     RUNTIMES_FIELD_NUMBER: _builtins.int
     MAX_LIMITS_FIELD_NUMBER: _builtins.int
     RETENTION_DAYS_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_SANDBOXES_FIELD_NUMBER: _builtins.int
     max_concurrent_runs: _builtins.int
     """1 to 100,000."""
     max_queued_runs: _builtins.int
@@ -342,6 +354,10 @@ class RuleChanges(_message.Message):
     def retention_days(self) -> Global___Limit:
         """Days."""
 
+    @_builtins.property
+    def max_concurrent_sandboxes(self) -> Global___Limit:
+        """On each server, 1 to 100,000."""
+
     def __init__(
         self,
         *,
@@ -358,10 +374,11 @@ class RuleChanges(_message.Message):
         runtimes: Global___Names | None = ...,
         max_limits: _abc.Mapping[_builtins.str, Global___RunLimit] | None = ...,
         retention_days: Global___Limit | None = ...,
+        max_concurrent_sandboxes: Global___Limit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent_runs", b"_max_concurrent_runs", "_max_context_bytes", b"_max_context_bytes", "_max_queued_runs", b"_max_queued_runs", "max_concurrent_runs", b"max_concurrent_runs", "max_context_bytes", b"max_context_bytes", "max_cost_microusd_per_day", b"max_cost_microusd_per_day", "max_cost_microusd_per_month", b"max_cost_microusd_per_month", "max_queued_runs", b"max_queued_runs", "max_runs_per_day", b"max_runs_per_day", "max_runs_per_month", b"max_runs_per_month", "max_tokens_per_day", b"max_tokens_per_day", "max_tokens_per_month", b"max_tokens_per_month", "models", b"models", "retention_days", b"retention_days", "runtimes", b"runtimes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent_runs", b"_max_concurrent_runs", "_max_context_bytes", b"_max_context_bytes", "_max_queued_runs", b"_max_queued_runs", "max_concurrent_runs", b"max_concurrent_runs", "max_concurrent_sandboxes", b"max_concurrent_sandboxes", "max_context_bytes", b"max_context_bytes", "max_cost_microusd_per_day", b"max_cost_microusd_per_day", "max_cost_microusd_per_month", b"max_cost_microusd_per_month", "max_queued_runs", b"max_queued_runs", "max_runs_per_day", b"max_runs_per_day", "max_runs_per_month", b"max_runs_per_month", "max_tokens_per_day", b"max_tokens_per_day", "max_tokens_per_month", b"max_tokens_per_month", "models", b"models", "retention_days", b"retention_days", "runtimes", b"runtimes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent_runs", b"_max_concurrent_runs", "_max_context_bytes", b"_max_context_bytes", "_max_queued_runs", b"_max_queued_runs", "max_concurrent_runs", b"max_concurrent_runs", "max_context_bytes", b"max_context_bytes", "max_cost_microusd_per_day", b"max_cost_microusd_per_day", "max_cost_microusd_per_month", b"max_cost_microusd_per_month", "max_limits", b"max_limits", "max_queued_runs", b"max_queued_runs", "max_runs_per_day", b"max_runs_per_day", "max_runs_per_month", b"max_runs_per_month", "max_tokens_per_day", b"max_tokens_per_day", "max_tokens_per_month", b"max_tokens_per_month", "models", b"models", "retention_days", b"retention_days", "runtimes", b"runtimes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent_runs", b"_max_concurrent_runs", "_max_context_bytes", b"_max_context_bytes", "_max_queued_runs", b"_max_queued_runs", "max_concurrent_runs", b"max_concurrent_runs", "max_concurrent_sandboxes", b"max_concurrent_sandboxes", "max_context_bytes", b"max_context_bytes", "max_cost_microusd_per_day", b"max_cost_microusd_per_day", "max_cost_microusd_per_month", b"max_cost_microusd_per_month", "max_limits", b"max_limits", "max_queued_runs", b"max_queued_runs", "max_runs_per_day", b"max_runs_per_day", "max_runs_per_month", b"max_runs_per_month", "max_tokens_per_day", b"max_tokens_per_day", "max_tokens_per_month", b"max_tokens_per_month", "models", b"models", "retention_days", b"retention_days", "runtimes", b"runtimes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_concurrent_runs: _TypeAlias = _typing.Literal["max_concurrent_runs"]  # noqa: Y015
     _WhichOneofArgType__max_concurrent_runs: _TypeAlias = _typing.Literal["_max_concurrent_runs", b"_max_concurrent_runs"]  # noqa: Y015

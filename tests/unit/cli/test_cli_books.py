@@ -78,14 +78,19 @@ def test_a_tenant_has_the_rules_it_was_added_with_and_others_when_they_are_set(o
     changed = operator.does(
         "tenants", "set", "acme", "--max-tokens-per-day", "none", "--max-runs-per-day", 5, "--any-model",
         "--max-limit", "max_depth=none", "--max-limit", "max_turns=3", "--max-concurrent-runs", 2,
+        "--max-concurrent-sandboxes", 6,
     )["rules"]  # fmt: skip
     assert changed["per_day"] == {"max_tokens": None, "max_cost_microusd": None, "max_runs": 5}
     assert changed["per_month"]["max_cost_microusd"] == 500_000
     assert changed["models"] == []
     assert changed["max_limits"] == {"max_turns": 3}
     assert (changed["max_concurrent_runs"], changed["retention_days"]) == (2, 30)
+    assert changed["max_concurrent_sandboxes"] == 6
     line = operator.types("tenants", "list").stdout
-    assert "acme  2 runs at once; 5 runs a day; $0.5000 a month; max_turns 3; kept for 30 days\n" in line
+    assert (
+        "acme  2 runs at once; 6 sandboxes at once; 5 runs a day; $0.5000 a month; max_turns 3; kept for 30 days\n"
+        in line
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,3 +199,45 @@ def test_all_that_an_operator_does_is_in_the_audit_log(operator: Operator) -> No
     assert {row.actor for row in rows} == {"operator"}
     assert {row.tenant_id for row in rows} == {made["tenant_id"]}
     assert not any(made["api_key"] in str(row) for row in rows)
+
+
+def test_operators_keys_are_made_listed_and_revoked_apart_from_tenants_keys(operator: Operator) -> None:
+    operator.does("tenants", "add", "acme")
+    made = operator.does("keys", "add", "--operator")
+    assert made["api_key"].startswith("rlmop_")
+    assert operator.whose(made["api_key"]) is None
+    assert (made["tenant_id"], made["role"]) == (None, "operator")
+    (listed,) = operator.does("keys", "list", "--operator")["keys"]
+    assert (listed["key_id"], listed["role"], listed["revoked_at"]) == (made["key_id"], "operator", None)
+    assert len(operator.does("keys", "list", "acme")["keys"]) == 1
+    assert isinstance(operator.types("keys", "revoke", "acme", made["key_id"]).exception, NotFoundError)
+    operator.does("keys", "revoke", made["key_id"], "--operator")
+    assert "operator  …" in operator.types("keys", "list", "--operator").stdout
+    assert "  revoked 20" in operator.types("keys", "list", "--operator").stdout
+    assert [row.action for row in operator.audit()][2:] == ["AddOperatorKey", "RevokeOperatorKey"]
+    assert not any(made["api_key"] in str(row) for row in operator.audit())
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("keys", "add"), "name a tenant, or --operator"),
+        (("keys", "list"), "name a tenant, or --operator"),
+        (("keys", "revoke", "k1"), "name a tenant, or --operator"),
+        (("keys", "revoke", "acme", "k1", "k2"), "name one tenant and one key"),
+        (("keys", "add", "acme", "--operator"), "is no tenant's"),
+        (("keys", "add", "--operator", "--role", "read"), "an operator's key has none"),
+        (("keys", "list", "--operator", "--server", "127.0.0.1:1"), "on the server's machine"),
+        (("tenants", "list", "--store", "sqlite:///x", "--server", "127.0.0.1:1"), "contradicts --server"),
+        (("tenants", "list", "--plaintext"), "goes with --server"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_anything_is_opened(
+    operator: Operator, words: tuple[str, ...], why: str
+) -> None:
+    result = CliRunner(env={"RLM_STATE_DIR": str(operator.file.parent), "RLM_API_KEY": "rlm_x"}).invoke(
+        rlm, list(words)
+    )
+    assert result.exit_code == 2
+    assert why in " ".join(result.stderr.replace("│", " ").split())
+    assert not operator.file.exists()
