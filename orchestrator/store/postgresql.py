@@ -1,5 +1,6 @@
 """PostgreSQL (13 or later) as the service's database, for more than one process."""
 
+import asyncio
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ import asyncpg
 from sqlalchemy import Connection, NullPool, Table, Text, cast, func, select, text
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from orchestrator.store.backend import DATABASE_ERRORS, Transaction, UnsureError, Work
@@ -17,6 +19,9 @@ from orchestrator.store.group_commit import GroupCommit
 T = TypeVar("T")
 
 CONNECTIONS = 10
+READERS = 6
+"""Of them, at the most, with those who only read: a thousand streams that open at once wait for each other,
+and nobody who writes waits for them."""
 CONNECT_S = 5.0
 STATEMENT_S = 10.0
 """The server ends a longer one, and so a wait for a lock ..."""
@@ -25,6 +30,8 @@ _CLIENT_S = STATEMENT_S + 3.0
 IDLE_S = 60.0
 """The server ends a transaction of a process that has stopped in the middle."""
 MIGRATION_S = 600.0
+_NOT_YET_GIVEN = "22023"
+"""SQLSTATE, of a transaction's number in the future."""
 _LOCKS = 0x726C6D
 """Ours, "rlm": other programs of the same server have advisory locks too."""
 
@@ -45,6 +52,7 @@ class Postgresql:
             dsn, statement_s=STATEMENT_S, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=STATEMENT_S
         )
         self._lanes: dict[str, GroupCommit] = {}
+        self._readers = asyncio.Semaphore(READERS)
 
     async def migrate(self, upgrade: Callable[[Connection], None]) -> None:
         """See `Backend.migrate`."""
@@ -58,7 +66,7 @@ class Postgresql:
 
     async def read(self, work: Work[T]) -> T:
         """See `Backend.read`. Each statement sees what was committed before it."""
-        async with self._engine.begin() as connection:
+        async with self._readers, self._engine.begin() as connection:
             return await work(connection)
 
     async def write(self, work: Work[T], *, lane: str) -> T:
@@ -75,8 +83,14 @@ class Postgresql:
     async def was_committed(self, mark: str) -> bool | None:
         """See `Backend.was_committed`."""
         statement = text("SELECT pg_xact_status(CAST(CAST(:mark AS text) AS xid8))")
-        async with self._engine.begin() as connection:
-            status = (await connection.execute(statement, {"mark": mark})).scalar_one()
+        try:
+            async with self._engine.begin() as connection:
+                status = (await connection.execute(statement, {"mark": mark})).scalar_one()
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _NOT_YET_GIVEN:
+                raise
+            # It was lost in a crash with its number, which a commit would have put on the disk.
+            return False
         return {"committed": True, "aborted": False}.get(status)
 
     def insert(self, table: Table) -> Insert:

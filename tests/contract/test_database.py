@@ -11,13 +11,14 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, make_url, text
 
 from orchestrator.errors import StoreError
 from orchestrator.store import migrate
 from orchestrator.store.backend import Transaction
 from orchestrator.store.books import Role, TenantRules
 from orchestrator.store.database import Database, open_database
+from orchestrator.store.postgresql import Postgresql
 from orchestrator.store.sql_audit import SqlAuditBook
 from orchestrator.store.sql_operators import SqlOperatorBook
 from orchestrator.store.sql_tenants import SqlTenantBook
@@ -106,6 +107,18 @@ async def test_what_was_written_is_there_when_it_is_opened_again(store_url: str)
     async with open_database(store_url) as database:
         await database.ping()
         assert await SqlTenantBook(database).tenants() == [added]
+
+
+async def test_five_hundred_readers_at_once_get_their_turn_and_writers_go_on(database: Database) -> None:
+    async def read(connection: Transaction) -> int:
+        one: int = (await connection.execute(text("SELECT 1"))).scalar_one()
+        return one
+
+    tenants = SqlTenantBook(database)
+    reading = asyncio.gather(*(database.read(read) for _ in range(500)))
+    await asyncio.gather(*(tenants.add_tenant(f"tenant {number}", TenantRules()) for number in range(10)))
+    assert await reading == [1] * 500
+    assert len(await tenants.tenants()) == 10
 
 
 async def test_a_later_versions_database_is_left_alone(store_url: str) -> None:
@@ -218,3 +231,15 @@ async def test_a_database_that_the_server_lacks_is_told_as_that(new_store_url: C
     with pytest.raises(StoreError, match="does not exist"):
         async with open_database(new_store_url(POSTGRESQL).replace("/rlm_", "/none_")):
             pass
+
+
+@pytest.mark.docker
+async def test_a_transaction_whose_number_was_lost_in_a_crash_was_not_committed(
+    new_store_url: Callable[[str], str],
+) -> None:
+    url = new_store_url(POSTGRESQL)
+    backend = Postgresql(make_url(url), url)
+    try:
+        assert await backend.was_committed(str(10**12)) is False
+    finally:
+        await backend.close()
