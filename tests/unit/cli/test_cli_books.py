@@ -87,10 +87,8 @@ def test_a_tenant_has_the_rules_it_was_added_with_and_others_when_they_are_set(o
     assert (changed["max_concurrent_runs"], changed["retention_days"]) == (2, 30)
     assert changed["max_concurrent_sandboxes"] == 6
     line = operator.types("tenants", "list").stdout
-    assert (
-        "acme  2 runs at once; 6 sandboxes at once; 5 runs a day; $0.5000 a month; max_turns 3; kept for 30 days\n"
-        in line
-    )
+    assert "acme  2 runs at once; 6 sandboxes at once; 5 runs a day; $0.5000 a month; max_turns 3; " in line
+    assert "; kept for 30 days\n" in line
 
 
 @pytest.mark.parametrize(
