@@ -194,10 +194,18 @@ MAX_HTTP_BODY_BYTES = 8 * 1024 * 1024
 MAX_MESSAGES_BODY_BYTES = 64 * 1024 * 1024
 """A prompt to `/v1/messages`: twice what Anthropic's own endpoint takes. It is held in memory a few times
 over until its run is stored; whoever has more uploads it."""
+MAX_JSON_STRUCTURE_BYTES = 256 * 1024
+"""Of a JSON body outside of its strings: some ten thousand blocks of text. What is in strings costs its
+length; eight megabytes of `{"type":"text","text":""}` cost 400 MB, and seconds in one piece."""
+JSON_STRUCTURE_COST = 50
+"""What a byte outside of strings takes in memory, measured."""
 MAX_HTTP_BODIES_BYTES = 256 * 1024 * 1024
 """Bodies under way, all clients together. While they are more, the next is asked to come again."""
 MAX_HTTP_CONNECTIONS = 4_000
 """More are told to come again: sandboxes and gRPC need open files too."""
+MAX_HTTP_IDLE_CONNECTIONS = 1_000
+"""Without a request that was let in, strangers' among them. The next one takes the oldest one's place, so
+that whoever opens connections and says nothing shuts nobody out."""
 MAX_HTTP_REQUESTS_OF_TENANT = 2_000
 """Requests of one tenant at once, watched runs included: half of the connections are for others."""
 HTTP_HEAD_S = 30.0

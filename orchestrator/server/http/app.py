@@ -36,7 +36,7 @@ from orchestrator.server.http import messages, resources
 from orchestrator.server.http.forms import query_values
 from orchestrator.server.http.openapi import document
 from orchestrator.server.http.refusals import RequestRefusedError, body_of, refused, told
-from orchestrator.server.http.requests import HeldRoom, Room, first_fault, key_of, linger, read_json
+from orchestrator.server.http.requests import HeldRoom, Room, first_fault, key_of, let_in, linger, read_json
 from orchestrator.server.http.routes import AdminCall, Asked, Call, Route
 from orchestrator.service.admin_port import Admin
 from orchestrator.service.port import Office
@@ -156,6 +156,7 @@ class _Endpoint:
             async with asyncio.timeout(HTTP_ANSWER_S):
                 visitor = await _enter(route, house, key_of(request.headers))
             held.enter_context(house.counted(visitor.counts_as))
+            let_in(request)
             asked = await _let_in(route, request, held.enter_context(house.room.hold()))
             async with asyncio.timeout(route.answer_s):
                 return await visitor.answered(asked)

@@ -3,9 +3,12 @@
 import asyncio
 import socket
 import ssl
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,7 +22,9 @@ from orchestrator.limits import (
     HTTP_STREAMS_END_S,
     MAX_HTTP_CONNECTIONS,
     MAX_HTTP_HEADER_BYTES,
+    MAX_HTTP_IDLE_CONNECTIONS,
 )
+from orchestrator.server.http.requests import LET_IN
 from orchestrator.shielding import run_shielded
 
 _BACKLOG = 2_048
@@ -52,8 +57,31 @@ class _UntilTheEnd:
                 raise
 
 
+class _Idle:
+    """Connections without a request that was let in, oldest first."""
+
+    def __init__(self) -> None:
+        self._connections: OrderedDict[_Connection, None] = OrderedDict()
+
+    def add(self, connection: "_Connection") -> None:
+        """One more; the oldest goes when there are too many."""
+        self._connections[connection] = None
+        self._connections.move_to_end(connection)
+        while len(self._connections) > MAX_HTTP_IDLE_CONNECTIONS:
+            self._connections.popitem(last=False)[0].transport.close()
+
+    def discard(self, connection: "_Connection") -> None:
+        """It has a request, or is gone."""
+        self._connections.pop(connection, None)
+
+
 class _Connection(H11Protocol):
     """Closed when its headers don't come, or when what it is sent is not taken: uvicorn waits for ever."""
+
+    def __init__(self, idle: _Idle, *, app_state: dict[str, Any], **given: Any) -> None:
+        # Starlette hands the state on with each request.
+        super().__init__(app_state={**app_state, LET_IN: self._let_in}, **given)
+        self._idle = idle
 
     _due: asyncio.TimerHandle | None = None
     """Its headers."""
@@ -63,9 +91,11 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
         self._expect_head(HTTP_HEAD_S)
+        self._idle.add(self)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._idle.add(self)
         self._expect_head(HTTP_KEEP_ALIVE_S + HTTP_HEAD_S)
 
     def pause_writing(self) -> None:
@@ -82,7 +112,11 @@ class _Connection(H11Protocol):
         for due in (self._due, self._taken_due):
             if due is not None:
                 due.cancel()
+        self._idle.discard(self)
         super().connection_lost(exc)
+
+    def _let_in(self) -> None:
+        self._idle.discard(self)
 
     def _expect_head(self, within_s: float) -> None:
         if self._due is not None:
@@ -128,13 +162,15 @@ async def listening(
     config = uvicorn.Config(
         until_the_end,
         # h11 is the one of uvicorn's parsers that limits headers.
-        http=_Connection,
+        http=partial(_Connection, _Idle()),  # type: ignore[arg-type] # a class, it says, and calls it
         limit_concurrency=MAX_HTTP_CONNECTIONS,
         h11_max_incomplete_event_size=MAX_HTTP_HEADER_BYTES,
         ws="none",
         lifespan="off",
         loop="none",
         log_config=None,
+        # Its warnings are one for each odd request, and so a stranger's way to fill the log.
+        log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,

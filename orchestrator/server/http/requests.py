@@ -1,7 +1,7 @@
 """What comes in: keys, and bodies under their limits."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -15,11 +15,16 @@ from orchestrator.limits import (
     HTTP_BODY_S,
     HTTP_LINGER_S,
     INLINE_WORK_BYTES,
+    JSON_STRUCTURE_COST,
     MAX_HTTP_BODIES_BYTES,
+    MAX_JSON_STRUCTURE_BYTES,
 )
 from orchestrator.server.http.refusals import RequestRefusedError, too_large
 
 Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
+LET_IN = "let_in"
+"""In a request's state: what to call when its key was good, where the server wants to know."""
 
 
 def key_of(headers: Headers) -> str | None:
@@ -36,6 +41,13 @@ def key_of(headers: Headers) -> str | None:
     if len(keys) > 1:
         raise UnauthenticatedError("there are two different keys in this request")
     return keys.pop() if keys else None
+
+
+def let_in(request: Request) -> None:
+    """Tell the server that this request's key was good, where it wants to know."""
+    told = request.scope.get("state", {}).get(LET_IN)
+    if told is not None:
+        told()
 
 
 class Room:
@@ -147,12 +159,29 @@ async def read_json(request: Request, model: type[Model], *, max_bytes: int, roo
         # What a browser sends from a foreign page without asking is none.
         raise RequestRefusedError(415, "invalid_request_error", "the content-type must be application/json")
     body = await read_body(request, max_bytes=max_bytes, room=room)
+    structure_bytes = await _worked(_structure_bytes, body)
+    if structure_bytes > MAX_JSON_STRUCTURE_BYTES:
+        raise RequestRefusedError(
+            413, "request_too_large", "the body has too many parts; join them, or upload them"
+        )
+    room.take(structure_bytes * JSON_STRUCTURE_COST)
     try:
-        if len(body) <= INLINE_WORK_BYTES:
-            return model.model_validate_json(body)
-        return await asyncio.to_thread(model.model_validate_json, body)
+        return await _worked(model.model_validate_json, body)
     except ValidationError as error:
         raise InvalidRequestError(first_fault(error)) from None
+
+
+async def _worked(work: Callable[[bytes], T], body: bytes) -> T:
+    return work(body) if len(body) <= INLINE_WORK_BYTES else await asyncio.to_thread(work, body)
+
+
+def _structure_bytes(body: bytes) -> int:
+    """How much of a JSON text is outside of its strings, each of which counts too, up to where a parser gives
+    up. Past the limit it is only known to be more.
+    """
+    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    parts = unescaped.split(b'"', MAX_JSON_STRUCTURE_BYTES + 1)
+    return sum(map(len, parts[::2])) + len(parts) - 1
 
 
 def first_fault(error: ValidationError) -> str:
