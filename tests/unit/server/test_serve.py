@@ -57,6 +57,7 @@ def test_every_setting_of_the_service_is_read() -> None:
             "RLM_TLS_CLIENT_CA_FILE": "/a",
             "RLM_LOG": "json",
             "RLM_METRICS": "127.0.0.1:9",
+            "RLM_ADMIN": "off",
             "RLM_METRICS_BY_TENANT": "yes",
             "RLM_TRACES": "http://localhost:4317",
         }
@@ -66,6 +67,7 @@ def test_every_setting_of_the_service_is_read() -> None:
     assert service.log_json
     assert (service.max_runs, service.drain_s, service.metrics_by_tenant) == (3, 0.0, True)
     assert service.metrics == "127.0.0.1:9"
+    assert not service.admin
     assert (service.tls_cert_file, service.tls_key_file) == (Path("/c"), Path("/k"))
     assert (service.tls_client_ca_file, service.traces) == (Path("/a"), "http://localhost:4317")
 
@@ -79,6 +81,7 @@ def test_every_setting_of_the_service_is_read() -> None:
         {"RLM_TLS_CLIENT_CA_FILE": "/a"},
         {"RLM_METRICS_BY_TENANT": "perhaps"},
         {"RLM_LOG": "xml"},
+        {"RLM_ADMIN": "no"},
         {"RLM_RUNTIMES": "kata"},
         {"RLM_TRACES": "localhost:4317"},
         {"RLM_STOER": "sqlite:///x"},
