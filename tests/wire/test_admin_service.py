@@ -25,14 +25,15 @@ from orchestrator.server.http import admin as admin_resources
 from orchestrator.server.http.app import ROUTES, make_app
 from orchestrator.server.http.listening import listening
 from orchestrator.server.http.routes import Route
+from orchestrator.service import departures
 from orchestrator.service.admin_port import NEEDED, Need
 from orchestrator.service.rules import NEEDED as RUN_NEEDED
 from orchestrator.store.backend import Transaction
-from orchestrator.store.books import AuditRow
+from orchestrator.store.books import AuditRow, TenantRules
 from orchestrator.store.sql_operators import SqlOperatorBook
 from orchestrator.store.tables import ledger
-from tests.fakes.model import FakeModel, runs
-from tests.fakes.service import Account, Server, open_server, short_directory
+from tests.fakes.model import FakeModel, runs, when
+from tests.fakes.service import Account, Server, new_database, open_server, short_directory
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -475,6 +476,35 @@ async def test_the_runs_of_a_removed_tenant_end_and_what_their_last_call_cost_is
         assert len(owed) == 2
         assert all(line.unconfirmed_tokens > 0 for line in owed)
         assert await server.books.tenants.removed([acme.tenant_id, other.tenant_id]) == {acme.tenant_id}
+
+
+async def test_a_tenant_that_one_server_removed_ends_on_the_others_by_itself(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departures, "LOOK_EVERY_S", 0.1)
+    url = await new_database(directory / "shared.db")
+    never = FakeModel(otherwise=when(asyncio.Event(), runs(ANSWERS)))
+    for name in ("a", "b"):
+        (directory / name).mkdir()
+    async with (
+        open_server(directory / "a", FakeModel(), store_url=url, home="home-a") as asked_one,
+        open_server(directory / "b", never, store_url=url, home="home-b") as running_one,
+        running_one.stub() as run_stub,
+        grpc.aio.insecure_channel(asked_one.port.address) as channel,
+    ):
+        operator = await asked_one.operator()
+        acme = await running_one.account("acme", TenantRules(max_concurrent_runs=1))
+        for name in ("runs", "waits"):
+            request = run_pb2.CreateRunRequest(idempotency_key=name, question=b"How many?", text=b"t" * 5_000)
+            await run_stub.CreateRun(request, **key(acme.run))
+        await until(lambda: running_one.driver.started == 1 and len(never.asked) == 1)
+        stub: Any = admin_pb2_grpc.AdminServiceStub(channel)
+        await stub.RemoveTenant(pb.RemoveTenantRequest(tenant="acme"), **key(operator))
+        await until(lambda: running_one.office.running == running_one.office.waiting == 0)
+        async with asyncio.timeout(20):
+            while await running_one.driver.found():  # noqa: ASYNC110 - what is waited for is no event
+                await asyncio.sleep(0.01)
+        assert len(never.asked) == 1, "what waited never began"
 
 
 # --- HTTP ----------------------------------------------------------------------------------------------
