@@ -101,6 +101,7 @@ def usage(used: Usage, rules: TenantRules) -> pb.GetUsageResponse:
         day_limit=_quota(rules.per_day),
         month_limit=_quota(rules.per_month),
         max_concurrent_runs=rules.max_concurrent_runs,
+        held=_amounts(used.held),
     )
 
 

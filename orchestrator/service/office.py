@@ -429,6 +429,7 @@ class ServiceOffice:
             day=await self._books.usage.used(tenant_id, windows.day_of(now)),
             month=await self._books.usage.used(tenant_id, windows.month_of(now)),
             live_runs=sum(live.values()),
+            held=await self._books.usage.held(tenant_id),
         )
 
     # --- Inside ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from orchestrator.budget import ZERO, Amounts
 from orchestrator.ids import RunId
 from orchestrator.store.books import ContextRow, Role, RunFilter, RunRow, TenantRow, Used
 
@@ -58,6 +59,8 @@ class Usage:
     day: Used
     month: Used
     live_runs: int
+    held: Amounts = ZERO
+    """Of what was used: what live runs have drawn and was not billed yet."""
 
 
 class Office(Protocol):

@@ -577,6 +577,14 @@ class UsageBook(Protocol):
         """In `day:2026-11-23` or `month:2026-11`."""
         ...
 
+    async def held(self, tenant_id: TenantId) -> Amounts:
+        """What its run trees that have not ended drew and no ledger entry explains yet.
+
+        It is what calls in flight may cost, and what was drawn ahead; it counts as used until it is given
+        back. Child runs are left out, as no ledger entry tells of them.
+        """
+        ...
+
     async def grant(
         self, tenant_id: TenantId, windows: Mapping[str, Quota], wanted: Amounts, *, tree: RunId
     ) -> Amounts:

@@ -1,16 +1,17 @@
 """What tenants used, by windows of time, and what their run trees have drawn of it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import Table, bindparam, delete, func, select, update
+from sqlalchemy import Label, Table, bindparam, delete, func, select, update
 
 from orchestrator.budget import UNLIMITED, ZERO, Amounts
 from orchestrator.errors import InvariantError
 from orchestrator.ids import RunId, TenantId
 from orchestrator.store.backend import Transaction
-from orchestrator.store.books import Quota, Used
+from orchestrator.store.books import Quota, RunState, Used
 from orchestrator.store.database import Database
-from orchestrator.store.tables import amounts_as, amounts_of, draws, ledger, usage
+from orchestrator.store.tables import amounts_as, amounts_of, draws, ledger, runs, usage
 
 # Every run draws and gives back. To put a statement together takes longer than to run it: these are put
 # together once.
@@ -64,6 +65,17 @@ class SqlUsageBook:
         async def work(connection: Transaction) -> Used:
             row = (await connection.execute(found)).one_or_none()
             return Used() if row is None else Used(amounts=amounts_of(row), runs=row.runs)
+
+        return await self._database.read(work)
+
+    async def held(self, tenant_id: TenantId) -> Amounts:
+        """See `UsageBook.held`."""
+
+        async def work(connection: Transaction) -> Amounts:
+            drawn = await _sum_of_live(connection, draws, "", tenant_id)
+            explained = await _sum_of_live(connection, ledger, "confirmed_", tenant_id)
+            explained = explained.plus(await _sum_of_live(connection, ledger, "unconfirmed_", tenant_id))
+            return drawn.minus(explained).above_zero()._replace(child_runs=0)
 
         return await self._database.read(work)
 
@@ -203,6 +215,16 @@ async def _add(
 
 async def _sum(connection: Transaction, table: Table, prefix: str, tree: RunId) -> Amounts:
     """Of a tree's rows."""
-    sums = [func.coalesce(func.sum(table.c[prefix + unit]), 0).label(unit) for unit in Amounts._fields]
-    found = await connection.execute(select(*sums).where(table.c.root_run_id == tree))
+    found = await connection.execute(select(*_sums(table, prefix)).where(table.c.root_run_id == tree))
     return amounts_of(found.one())
+
+
+async def _sum_of_live(connection: Transaction, table: Table, prefix: str, tenant_id: TenantId) -> Amounts:
+    """Of the rows of a tenant's trees that have not ended."""
+    live = select(runs.c.run_id).where(runs.c.tenant_id == tenant_id, runs.c.state != RunState.ENDED)
+    found = await connection.execute(select(*_sums(table, prefix)).where(table.c.root_run_id.in_(live)))
+    return amounts_of(found.one())
+
+
+def _sums(table: Table, prefix: str) -> list[Label[Any]]:
+    return [func.coalesce(func.sum(table.c[prefix + unit]), 0).label(unit) for unit in Amounts._fields]

@@ -11,6 +11,7 @@ from orchestrator.store.books import Quota, Used
 from orchestrator.store.database import Database, open_database
 from orchestrator.store.port import LedgerEntry
 from orchestrator.store.sql_events import SqlRunStore
+from orchestrator.store.sql_runs import SqlRunBook
 from orchestrator.store.sql_usage import SqlUsageBook
 from tests.fakes.tenancy import a_tenant, stored_run
 
@@ -134,6 +135,31 @@ async def test_an_overdraft_counts_past_every_quota(book: SqlUsageBook, anna: Te
     await book.charge(anna, list(quota), Amounts(5), tree=tree)
     assert (await book.used(anna, MONDAY)).amounts == Amounts(15)
     assert await book.grant(anna, quota, Amounts(1), tree=tree) == Amounts()
+
+
+async def test_what_live_trees_drew_and_was_not_billed_yet_is_held(
+    book: SqlUsageBook, database: Database, anna: TenantId, tree: RunId
+) -> None:
+    assert await book.held(anna) == Amounts()
+    neighbour = await stored_run(database, anna)
+    other = await a_tenant(database)
+    await book.grant(anna, {MONDAY: FREE}, Amounts(1_000, 500, 10, 3), tree=tree)
+    await book.grant(anna, {TUESDAY: FREE}, Amounts(70, 7, 7), tree=neighbour)
+    await book.grant(other, {MONDAY: FREE}, Amounts(9, 9, 9), tree=await stored_run(database, other))
+    await pay(database, anna, tree, confirmed=Amounts(300, 20, 2), unconfirmed=Amounts(100, 0, 1))
+    assert await book.held(anna) == Amounts(670, 487, 14)
+    await book.give_back(anna, Amounts(600, 480, 7), tree=tree)
+    assert await book.held(anna) == Amounts(70, 7, 7)
+    await SqlRunBook(database).ended(
+        neighbour,
+        at=1.0,
+        outcome="answered",
+        error="",
+        answer=None,
+        confirmed=Amounts(),
+        unconfirmed=Amounts(),
+    )
+    assert await book.held(anna) == Amounts(), "of a tree that has ended nothing is in flight"
 
 
 async def test_what_a_killed_server_drew_and_no_ledger_entry_explains_is_reclaimed_once(

@@ -325,6 +325,7 @@ class UsageReply(_Given):
     runs_day: int
     runs_month: int
     live_runs: int = Field(description="Queued or running.")
+    held: AmountsReply = Field(description="What live runs have drawn of it and was not billed yet.")
     day_limit: LimitReply
     month_limit: LimitReply
     max_concurrent_runs: int
@@ -340,6 +341,7 @@ class UsageReply(_Given):
             runs_day=usage.day.runs,
             runs_month=usage.month.runs,
             live_runs=usage.live_runs,
+            held=AmountsReply.of(usage.held),
             day_limit=LimitReply.of(rules.per_day),
             month_limit=LimitReply.of(rules.per_month),
             max_concurrent_runs=rules.max_concurrent_runs,

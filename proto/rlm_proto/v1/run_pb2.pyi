@@ -1084,7 +1084,9 @@ class GetUsageResponse(_message.Message):
 
     @_builtins.property
     def held(self) -> _types_pb2.Amounts:
-        """Millionths of a US dollar and the like that calls in flight hold at most."""
+        """What live runs have drawn and was not billed yet: what calls in flight cost at most, and what was drawn ahead
+        of calls. It is a part of `day` and `month`, and what is not needed of it comes back.
+        """
 
     def __init__(
         self,
