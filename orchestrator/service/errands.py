@@ -23,10 +23,10 @@ from contextlib import suppress
 from orchestrator.errors import OrchestratorError, StoreError, TakenOverError
 from orchestrator.ids import RunId, TenantId
 from orchestrator.service.books import Books
-from orchestrator.service.context_desk import ContextDesk
 from orchestrator.service.execution import Execution
 from orchestrator.service.presence import Presence
 from orchestrator.service.recovery import Recovery
+from orchestrator.service.retention import Retention
 from orchestrator.store.books import AuditRow, TakenOver, Wish
 
 _log = logging.getLogger(__name__)
@@ -46,13 +46,13 @@ class Errands:
         presence: Presence,
         execution: Execution,
         recovery: Recovery,
-        desk: ContextDesk,
+        retention: Retention,
     ) -> None:
         self._books = books
         self._presence = presence
         self._execution = execution
         self._recovery = recovery
-        self._desk = desk
+        self._retention = retention
         self._is_out = False
         """Taken over, and not yet back."""
         self._taking_up = asyncio.Lock()
@@ -117,7 +117,7 @@ class Errands:
         while True:
             try:
                 await self._beat()
-                await self._bury()
+                await self._retention.bury()
                 await self._take_over()
             except StoreError as error:
                 _log.warning("this server may not be heard of now: %s", error)
@@ -139,10 +139,6 @@ class Errands:
                 taken_up = await self._recovery.take_up_all()
             self._is_out = False
             _log.info("%d runs that had not ended were taken up", taken_up)
-
-    async def _bury(self) -> None:
-        for context in await self._desk.bury():
-            self._execution.forget_context(context.tenant_id, context.context_id)
 
     async def _take_over(self) -> None:
         """Settle what servers that are away have left open."""

@@ -19,46 +19,31 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
-from orchestrator.access import ModelAccess
-from orchestrator.app import RunOptions, Tenant, root_run, staged
-from orchestrator.budget import ZERO, Amounts
-from orchestrator.contexts.shelf import ContextShelf
-from orchestrator.contexts.store import StagedContext
 from orchestrator.errors import (
     CallerError,
-    ConflictError,
     InvariantError,
     MachineError,
-    NotFoundError,
     OrchestratorError,
     StoreError,
     TakenOverError,
 )
 from orchestrator.ids import RunId, TenantId
-from orchestrator.machine import Machine
-from orchestrator.models.choice import Wanted
-from orchestrator.models.port import Model
-from orchestrator.runs.call_slots import CallSlots
-from orchestrator.runs.recorder import Observer
-from orchestrator.runs.tree import ROOT_ALIAS, SUB_ALIAS
 from orchestrator.service.books import Books
-from orchestrator.service.context_desk import ContextDesk
 from orchestrator.service.fair import FairQueue, Waiting
 from orchestrator.service.hooks import ServiceHook
+from orchestrator.service.job import CANCELLED, Bill, End, Job, Record
 from orchestrator.service.log_context import log_context
+from orchestrator.service.one_run import Runner
 from orchestrator.service.presence import Presence
-from orchestrator.service.rules import Decided, Offer, decide, permits
+from orchestrator.service.rules import Offer, decide
 from orchestrator.service.watching import Watching
 from orchestrator.shielding import run_shielded
 from orchestrator.store.books import RunRow, RunState, TenantRow
-from orchestrator.store.port import NO_BLOBS, LedgerEntry, RunStore
-from orchestrator.tenants.port import TenantAccount
-from orchestrator.trajectory import CallSettled, Event, RunStarted
 from orchestrator.turn import Outcome
 
 _log = logging.getLogger(__name__)
@@ -76,131 +61,19 @@ _FAILED = Outcome.INTERNAL_ERROR.value
 
 OnLeft = Callable[[RunId, TenantId], None]
 
-MAX_CHAIN = 50
-"""Runs that continue one another with one namespace: each runs the cells of all before it again."""
-
-OpenAccount = Callable[[TenantRow, RunId], TenantAccount]
-"""The allowance of a tenant, for one run tree."""
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a run ended."""
-
-    outcome: str
-    error: str = ""
-    answer: bytes | None = None
-
-
-@dataclass(slots=True)
-class Bill:
-    """What a tree was billed so far, added up from its events."""
-
-    confirmed: Amounts = ZERO
-    unconfirmed: Amounts = ZERO
-
-    def add(self, event: Event) -> None:
-        """Count one event. See `Observer`."""
-        match event.payload:
-            case CallSettled() as settled:
-                self.confirmed = self.confirmed.plus(settled.confirmed)
-                self.unconfirmed = self.unconfirmed.plus(settled.unconfirmed)
-            case RunStarted() as started if started.parent is not None:
-                self.confirmed = self.confirmed.plus(Amounts(child_runs=1))
-            case _:
-                pass
-
-
-class _Record:
-    """The store of one tree, until the run is left.
-
-    Args:
-        open_tree: Opens it for writing under an epoch of the server.
-    """
-
-    def __init__(self, open_tree: Callable[[int], RunStore]) -> None:
-        self._open_tree = open_tree
-        self._store = open_tree(0)
-        self.epoch = 0
-        """Under which it is written; 0 before the run was started here."""
-        self.is_left = False
-        self.on_lost: Callable[[], None] = lambda: None
-        """Told when the store does not take something, and the run is left because of that."""
-
-    def begin(self, epoch: int) -> None:
-        """The run was started under this epoch: what is appended is stored under it."""
-        self.epoch = epoch
-        self._store = self._open_tree(epoch)
-
-    async def append(
-        self,
-        run_id: RunId,
-        expected_seq: int,
-        events: Sequence[Event],
-        *,
-        blobs: Mapping[str, bytes] = NO_BLOBS,
-        ledger_entries: Sequence[LedgerEntry] = (),
-    ) -> None:
-        """See `RunStore.append`."""
-        if self.is_left:
-            raise StoreError("this server leaves the run to the next")
-        try:
-            await self._store.append(run_id, expected_seq, events, blobs=blobs, ledger_entries=ledger_entries)
-        except StoreError:
-            # Else a store that answers again a moment later would be told that the run ended of this.
-            if not self.is_left:
-                self.is_left = True
-                self.on_lost()
-            raise
-
-    def events(self, run_id: RunId, from_seq: int = 0) -> AsyncIterator[Event]:
-        """See `RunStore.events`."""
-        return self._store.events(run_id, from_seq)
-
-    async def blob(self, sha256: str) -> bytes | None:
-        """See `RunStore.blob`."""
-        return await self._store.blob(sha256)
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A run that waits or runs here."""
-
-    row: RunRow
-    tenant: TenantRow
-    resume: bool
-    bill: Bill
-    record: _Record
-    task: asyncio.Task[None] | None = None
-    is_cancelled: bool = False
-    is_ending: bool = False
-    """Its end is being stored: too late to stop it."""
-    is_removed: bool = False
-    """With its tenant: there is no row any more to store anything in, but for what it costs."""
-
-    def stop(self) -> None:
-        """Stop it from outside, once."""
-        if self.task is not None and not self.is_ending:
-            self.task.cancel()
-
 
 class Execution:
-    """The runs of one server. Open it with `executing`."""
+    """The runs of one server."""
 
     def __init__(
         self,
         *,
         books: Books,
         presence: Presence,
-        machine: Machine,
-        models: ModelAccess,
-        desk: ContextDesk,
-        shelf: ContextShelf,
+        runner: Runner,
         watching: Watching,
         offer: Offer,
-        open_account: OpenAccount,
         max_running: int,
-        max_model_calls: int,
         hooks: Sequence[ServiceHook] = (),
         is_held: bool = False,
     ) -> None:
@@ -209,33 +82,21 @@ class Execution:
         Args:
             books: The database.
             presence: Under whose epoch runs are started.
-            machine: Where they run.
-            models: Connected.
-            desk: Where the contexts of runs are.
-            shelf: Where they are kept between runs, on the machines.
+            runner: Brings each to its end.
             watching: Told of events and ends.
             offer: What runs are decided by.
-            open_account: Who pays.
             max_running: Runs at once.
-            max_model_calls: Calls of models in flight at once, of all runs.
             hooks: Told of runs.
             is_held: See `hold`.
         """
         self._books = books
         self._presence = presence
-        self._machine = machine
-        self._models = models
-        self._desk = desk
-        self._shelf = shelf
+        self._runner = runner
         self._watching = watching
         self._offer = offer
-        self._open_account = open_account
         self._hooks = hooks
         self._queue = FairQueue(max_running=max_running, sandboxes=offer.max_sandboxes)
-        self._call_slots = CallSlots(max_model_calls)
-        self._jobs: dict[RunId, _Job] = {}
-        self._content_ids: dict[str, str] = {}
-        """On the shelf, by context id."""
+        self._jobs: dict[RunId, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
         self._is_held = is_held
@@ -280,10 +141,10 @@ class Execution:
         # A thousand may wait, with questions of a megabyte each: those are read when they are needed.
         row = replace(row, question="", answer=None)
         on_stored = self._watching.here(row.run_id)
-        record = _Record(
+        record = Record(
             lambda epoch: self._books.trees.tree(row.tenant_id, row.run_id, on_stored=on_stored, epoch=epoch)
         )
-        job = self._jobs[row.run_id] = _Job(row, tenant, resume, billed or Bill(), record)
+        job = self._jobs[row.run_id] = Job(row, tenant, resume, billed or Bill(), record)
         # Not at once: whoever could not store something is told of that first.
         record.on_lost = lambda: self._soon(job.stop)
         self._fill()
@@ -340,15 +201,9 @@ class Execution:
             job.is_removed = job.is_cancelled = True
             if job.task is None:
                 self._queue.remove(job.row.run_id, tenant_id)
-                self._removed(job)
+                self._gone(job)
             else:
                 job.stop()
-
-    def forget_context(self, tenant_id: TenantId, context_id: str) -> None:
-        """A context was deleted: it is not kept on the machine either."""
-        content_id = self._content_ids.pop(context_id, None)
-        if content_id is not None:
-            self._shelf.drop(tenant_id, content_id)
 
     async def drain(self, grace_s: float) -> None:
         """Start nothing more, give running runs time to end, and leave those that have not. For good."""
@@ -410,19 +265,20 @@ class Execution:
             with log_context(tenant_id=job.row.tenant_id, run_id=job.row.run_id):
                 job.task = self._begin(self._carry(job))
 
-    async def _carry(self, job: _Job) -> None:
+    async def _carry(self, job: Job) -> None:
         try:
             if not await self._may_start(job):
                 return
             end = await self._to_end(job)
             if job.is_removed:
-                self._removed(job)
+                self._queue.ended(job.row.run_id)
+                self._gone(job)
                 return
             await run_shielded(self._leave(job) if end is None else self._end(job, end))
         finally:
             self._fill()
 
-    async def _may_start(self, job: _Job) -> bool:
+    async def _may_start(self, job: Job) -> bool:
         """Whether the books agree; if not, the run waits on, or is gone."""
         row, epoch = job.row, self._presence.epoch
         try:
@@ -474,7 +330,7 @@ class Execution:
         self._resting = None
         self._fill()
 
-    def _failed_by_the_machine(self, job: _Job) -> None:
+    def _failed_by_the_machine(self, job: Job) -> None:
         """The run goes on later. Nothing that becomes of it from here on is recorded."""
         if job.is_cancelled or job.is_ending or job.record.is_left:
             return
@@ -482,11 +338,17 @@ class Execution:
         job.record.is_left = True
         self._rest()
 
-    async def _to_end(self, job: _Job) -> End | None:
+    def _in_trouble(self, job: Job) -> None:
+        self._failed_by_the_machine(job)
+        # Not at once: the run hears of what failed first.
+        self._soon(job.stop)
+
+    async def _to_end(self, job: Job) -> End | None:
         """The run's end, or None when it is left as it stands."""
         try:
             if not (job.is_cancelled or job.record.is_left):
-                return await self._run(job, [hook.observer(job.row) for hook in self._hooks])
+                observers = [hook.observer(job.row) for hook in self._hooks]
+                return await self._runner.run(job, observers, on_trouble=lambda: self._in_trouble(job))
         except asyncio.CancelledError:
             if not (job.is_cancelled or job.record.is_left):
                 raise
@@ -512,107 +374,9 @@ class Execution:
                 return End(_FAILED, "the orchestrator failed; its log has the details")
         return None if job.record.is_left else CANCELLED
 
-    async def _run(self, job: _Job, observers: Sequence[Observer]) -> End:
-        row, tenant_id = job.row, job.row.tenant_id
-        decided = decide(row.options, job.tenant, self._offer)
-
-        def on_trouble() -> None:
-            self._failed_by_the_machine(job)
-            # Not at once: the run hears of what failed first.
-            self._soon(job.stop)
-
-        machine = replace(self._machine, leases=self._machine.leases.telling(on_trouble))
-        tenant = Tenant(tenant_id=tenant_id, account=self._open_account(job.tenant, row.run_id))
-        async with (
-            self._context(row, machine, tenant) as context,
-            self._models.models(wanted_by(decided)) as models,
-        ):
-            result = await root_run(
-                row.run_id,
-                options_of(row, decided),
-                machine=machine,
-                tenant=tenant,
-                models=self._permitted(models, job.tenant),
-                context=context,
-                observers=(job.bill.add, *observers),
-                store=job.record,
-                resume=job.resume,
-                after=await self._earlier(row),
-                call_slots=self._call_slots,
-                max_sandboxes=job.tenant.rules.max_concurrent_sandboxes,
-            )
-        answer = None if result.answer is None else result.answer.encode("utf-8", "replace")
-        return End(result.outcome.value, result.why, answer)
-
-    async def chain_of(self, row: RunRow) -> Sequence[RunId]:
-        """The runs whose cells make up the namespace that a run ended with, the first one first.
-
-        Raises:
-            ConflictError: One of them was deleted, or there are too many.
-            StoreError: The database does not answer.
-        """
-        chain = [row.run_id]
-        one: RunRow | None = row
-        while one is not None and one.keeps_namespace and one.continues is not None:
-            if len(chain) == MAX_CHAIN:
-                raise ConflictError(f"{MAX_CHAIN} runs have continued one another; start afresh")
-            one = await self._books.runs.run(one.tenant_id, one.continues)
-            if one is None:
-                raise ConflictError("a run whose cells its namespace is made of was deleted")
-            chain.append(one.run_id)
-        return chain[::-1]
-
-    async def _earlier(self, row: RunRow) -> Sequence[tuple[RunId, RunStore]]:
-        """What is run again before a run that keeps another's namespace."""
-        if not row.keeps_namespace or row.continues is None:
-            return ()
-        *earlier, _ = await self.chain_of(row)
-        return [(run_id, self._books.trees.tree(row.tenant_id, run_id)) for run_id in earlier]
-
-    def _permitted(self, models: Mapping[str, Model], tenant: TenantRow) -> dict[str, Model]:
-        """Without a list of its own a run may name all that the settings list: here, what the tenant may."""
-        return {
-            name: model
-            for name, model in models.items()
-            if name in {ROOT_ALIAS, SUB_ALIAS} or permits(model.card.name, tenant.rules, self._offer)
-        }
-
-    @asynccontextmanager
-    async def _context(self, row: RunRow, machine: Machine, tenant: Tenant) -> AsyncIterator[StagedContext]:
-        """The run's context, staged; from the shelf where it is kept."""
-        kept = await self._kept(row, machine)
-        if kept is not None:
-            try:
-                yield kept
-            finally:
-                machine.contexts.release(kept)
-            return
-        context_row = await self._books.contexts.context(row.tenant_id, row.context_id)
-        if context_row is None or not context_row.is_complete:
-            raise NotFoundError("the run's context is gone")
-        async with staged(machine.contexts, tenant, [self._desk.path(context_row)]) as context:
-            shared = machine.contexts.share(context)
-            self._content_ids[row.context_id] = await asyncio.to_thread(self._shelf.put, shared)
-            yield context
-
-    async def _kept(self, row: RunRow, machine: Machine) -> StagedContext | None:
-        """The run's context if it is on the shelf. A thread's work: what is too old goes meanwhile."""
-        content_id = self._content_ids.get(row.context_id)
-        if content_id is None:
-            return None
-        taking = asyncio.ensure_future(asyncio.to_thread(self._shelf.take, row.tenant_id, content_id))
-        try:
-            return await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            await asyncio.wait((taking,))
-            kept = taking.result()
-            if kept is not None:
-                machine.contexts.release(kept)
-            raise
-
     # --- Ends -----------------------------------------------------------------------------------------
 
-    async def _store_end(self, job: _Job, end: End) -> None:
+    async def _store_end(self, job: Job, end: End) -> None:
         at, bill = time.time(), job.bill
         await self._books.runs.ended(
             job.row.run_id,
@@ -634,14 +398,14 @@ class Execution:
             unconfirmed=bill.unconfirmed,
         )
 
-    async def _end(self, job: _Job, end: End) -> None:
+    async def _end(self, job: Job, end: End) -> None:
         job.is_ending = True
         await self._until_stored(lambda: self._store_end(job, end), f"the end of run {job.row.run_id}")
         # Drained before it was stored: the next server finds the run running, with its events at their end.
         self._queue.ended(job.row.run_id)
         self._over(job)
 
-    async def _leave(self, job: _Job) -> None:
+    async def _leave(self, job: Job) -> None:
         """The run goes on later: with the next server, or here when the store answers again."""
         row = job.row
         job.is_ending = job.record.is_left = True
@@ -678,12 +442,12 @@ class Execution:
                     await self._draining.wait()
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _removed(self, job: _Job) -> None:
-        self._queue.ended(job.row.run_id)
+    def _gone(self, job: Job) -> None:
+        """It is not in the books any more, and nothing of it is stored."""
         job.row = replace(job.row, state=RunState.ENDED)
         self._over(job)
 
-    def _over(self, job: _Job) -> None:
+    def _over(self, job: Job) -> None:
         """It is not here any more."""
         self._jobs.pop(job.row.run_id, None)
         if job.row.state is RunState.ENDED:
@@ -706,26 +470,3 @@ class Execution:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("a task of the service failed", exc_info=task.exception())
-
-
-CANCELLED = End(Outcome.CANCELLED.value, "the run was cancelled")
-
-
-def wanted_by(decided: Decided) -> Wanted:
-    """The models of a run."""
-    return Wanted(roles={ROOT_ALIAS: decided.model, SUB_ALIAS: decided.sub_model}, allow=decided.allow_models)
-
-
-def options_of(row: RunRow, decided: Decided) -> RunOptions:
-    """The run as the composition root takes it."""
-    return RunOptions(
-        question=row.question,
-        context_paths=(),
-        model=decided.model,
-        sub_model=decided.sub_model,
-        allow_models=decided.allow_models,
-        dialect=decided.dialect,
-        runtime=decided.runtime,
-        memoise=decided.memoise,
-        limits=decided.limits,
-    )

@@ -39,8 +39,10 @@ from orchestrator.service.books import Books
 from orchestrator.service.context_desk import ContextDesk
 from orchestrator.service.departures import Departures
 from orchestrator.service.errands import Errands
-from orchestrator.service.execution import CANCELLED, Execution, OpenAccount, wanted_by
+from orchestrator.service.execution import Execution
 from orchestrator.service.hooks import ServiceHook
+from orchestrator.service.job import CANCELLED
+from orchestrator.service.one_run import OpenAccount, Runner, wanted_by
 from orchestrator.service.port import Caller, Created, Question, Upload, Usage
 from orchestrator.service.presence import LEASE_S, Presence
 from orchestrator.service.recovery import Recovery
@@ -144,24 +146,29 @@ class ServiceOffice:
         self._watching = Watching(books.trees)
         self._standing = Standing(books.tenants, on_change=self._watching.look_again)
         self._presence = Presence(books.homes, parts.home, lease_s=parts.lease_s)
-        self._execution = Execution(
+        self._runner = Runner(
             books=books,
-            presence=self._presence,
             machine=parts.machine,
             models=parts.models,
             desk=self._desk,
             shelf=self._shelf,
-            watching=self._watching,
             offer=parts.offer,
             open_account=parts.open_account,
-            max_running=parts.max_running,
             max_model_calls=parts.max_model_calls,
+        )
+        self._execution = Execution(
+            books=books,
+            presence=self._presence,
+            runner=self._runner,
+            watching=self._watching,
+            offer=parts.offer,
+            max_running=parts.max_running,
             hooks=parts.hooks,
             is_held=parts.is_held,
         )
         self._recovery = Recovery(books, self._execution, self._desk, self._presence)
-        self._errands = Errands(books, self._presence, self._execution, self._recovery, self._desk)
-        self._retention = Retention(books, self._desk, self._execution)
+        self._retention = Retention(books, self._desk, self._runner)
+        self._errands = Errands(books, self._presence, self._execution, self._recovery, self._retention)
         self._departures = Departures(books.tenants, self._execution)
         self._execution.on_left = self._take_up_later
         self._tasks: set[asyncio.Task[None]] = set()
@@ -276,7 +283,7 @@ class ServiceOffice:
             if before.state is not RunState.ENDED:
                 raise ConflictError("the run has not ended")
             if keep_namespace:
-                await self._execution.chain_of(before)
+                await self._runner.chain_of(before)
             question = replace(question, options=question.options or before.options)
             decided = self._decide(caller, question)
             context = await self._books.contexts.context(before.tenant_id, before.context_id)

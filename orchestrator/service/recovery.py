@@ -21,7 +21,8 @@ from orchestrator.ids import RunId, TenantId
 from orchestrator.runs.resuming import end_unresumed, settle
 from orchestrator.service.books import Books
 from orchestrator.service.context_desk import ContextDesk
-from orchestrator.service.execution import CANCELLED, MAX_RESUMES, Bill, End, Execution
+from orchestrator.service.execution import MAX_RESUMES, Execution
+from orchestrator.service.job import CANCELLED, Bill, End
 from orchestrator.service.presence import Presence
 from orchestrator.store.books import RunRow, RunState, TenantRow, Wish
 from orchestrator.trajectory import Blob, RunEnded

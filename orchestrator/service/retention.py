@@ -10,7 +10,7 @@ from orchestrator.ids import RunId, TenantId
 from orchestrator.service.books import Books
 from orchestrator.service.clock import ClockJudge
 from orchestrator.service.context_desk import ContextDesk
-from orchestrator.service.execution import Execution
+from orchestrator.service.one_run import Runner
 from orchestrator.store.books import AuditRow, ContextRow, RunFilter, TenantRow
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Retention:
         self,
         books: Books,
         desk: ContextDesk,
-        execution: Execution,
+        runner: Runner,
         *,
         steady_s: Callable[[], float] = steady_s,
     ) -> None:
@@ -45,12 +45,12 @@ class Retention:
         Args:
             books: What is old is in them.
             desk: Where contexts are.
-            execution: Forgets contexts that are gone.
+            runner: Forgets contexts that are gone.
             steady_s: See `ClockJudge`.
         """
         self._books = books
         self._desk = desk
-        self._execution = execution
+        self._runner = runner
         self._steady_s = steady_s
         self._clock = ClockJudge()
         self._doubt = ""
@@ -94,9 +94,17 @@ class Retention:
         """
         if not await self._books.runs.delete(tenant_id, run_id, audit=audit):
             return False
-        for context in await self._desk.bury():
-            self._execution.forget_context(context.tenant_id, context.context_id)
+        await self.bury()
         return True
+
+    async def bury(self) -> None:
+        """Remove what is still on this server's disk of contexts that were deleted, by whichever server.
+
+        Raises:
+            StoreError: The disk or the database does not answer.
+        """
+        for context in await self._desk.bury():
+            self._runner.forget_context(context.tenant_id, context.context_id)
 
     async def delete_context(self, context: ContextRow, *, audit: AuditRow) -> bool:
         """Delete a context.
@@ -106,7 +114,7 @@ class Retention:
             StoreError: The database does not answer.
         """
         removed = await self._desk.remove(context, audit=audit)
-        self._execution.forget_context(context.tenant_id, context.context_id)
+        self._runner.forget_context(context.tenant_id, context.context_id)
         return removed
 
     async def _sweep(self, tenant: TenantRow, now: float) -> int:
