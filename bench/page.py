@@ -93,13 +93,17 @@ def _section(name: str, result: Result, words: Mapping[str, str]) -> Iterator[st
 
 
 def _paragraphs(text: str, result: Result) -> list[str]:
-    return re.sub(r"\{([\w., ]+)\}", lambda found: _looked_up(result, found[1]), text.strip()).splitlines()
+    return re.sub(r"\{([\w., -]+)\}", lambda found: _looked_up(result, found[1]), text.strip()).splitlines()
 
 
 def _looked_up(result: Result, path: str) -> str:
     value: Any = result
     for part in path.split("."):
-        value = value[int(part)] if isinstance(value, list) else value[part]
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except LookupError:
+            # A part of a benchmark that failed, or the text names what there is not: both are to be seen.
+            return "(not measured)"
     return f"{value:,}" if isinstance(value, int | float) else str(value)
 
 

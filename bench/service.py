@@ -52,13 +52,13 @@ _LIVE_CONTAINERS = 50
 _TURNS = 10
 _CREATED = 800
 _CREATORS = 32
-_SHORT_RUNS = 400
+_SHORT_RUNS = 250
 """At the least: where there are more clients each has one."""
 _WATCHERS = 1_000
-_WATCHED_TURNS = 40
-_PACED_TURNS = 6
+_WATCHED_TURNS = 25
+_PACED_TURNS = 5
 _PACE_S = 2.0
-_PART_S = 180.0
+_PART_S = 240.0
 _AGAIN_S = 0.5
 _LONGEST_LINE = 1 << 24
 _MOST_TURNS = 10_000
@@ -507,7 +507,8 @@ def main() -> None:
             parts[name] = asyncio.run(measured(PARTS[name]))
         except Exception as error:
             failed.append(name)
-            print(f"{name}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            after = f"after {time.monotonic() - began:.0f} s"
+            print(f"{name}: failed {after}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             continue
         # A result of the moment: the next part may fail in a way that ends this process.
         keep("service", with_plots({name: parts[name] for name in PARTS if name in parts}))
