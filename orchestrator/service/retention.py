@@ -21,6 +21,8 @@ _AT_ONCE = 500
 _DAY_S = 86_400.0
 _INLINE_S = 3_600.0
 """A text that came with a question which was then refused goes after this long."""
+_UNFINISHED_S = 7 * _DAY_S
+"""An upload that is not complete goes so long after its beginning, whatever its tenant's retention."""
 ACTOR = "retention"
 
 
@@ -126,7 +128,11 @@ class Retention:
                 audit = _entry(tenant, "DeleteRun", run_id)
                 deleted += await self.delete_run(tenant.tenant_id, run_id, audit=audit)
         unused = await self._books.contexts.unused(
-            tenant.tenant_id, inline_before=now - _INLINE_S, others_before=before, limit=_AT_ONCE
+            tenant.tenant_id,
+            inline_before=now - _INLINE_S,
+            unfinished_before=now - _UNFINISHED_S,
+            others_before=before,
+            limit=_AT_ONCE,
         )
         for context in unused:
             # A run about it may have been created since.

@@ -21,6 +21,8 @@ from orchestrator.trajectory import Event
 
 LISTED_TEXT_BYTES = 4_096
 """Of a question and of an answer in a list."""
+MAX_UNFINISHED_UPLOADS = 1_000
+"""Of one tenant: each is a row and a file, however short it says it is."""
 ANSWER_HEAD_BYTES = 64 * 1024
 """Of an answer, where one run is looked at: clients look often, and an answer may have megabytes."""
 
@@ -473,7 +475,8 @@ class ContextBook(Protocol):
         """Store one that is about to come, or return the tenant's with the same hash, length, name and home.
 
         Raises:
-            BudgetExceededError: The tenant's contexts would be larger than `max_bytes`.
+            BudgetExceededError: The tenant's contexts would be larger than `max_bytes`, uploads counted whole
+                from their beginning; or too many of its uploads are unfinished.
         """
         ...
 
@@ -500,10 +503,17 @@ class ContextBook(Protocol):
         ...
 
     async def unused(
-        self, tenant_id: TenantId, *, inline_before: float, others_before: float | None, limit: int
+        self,
+        tenant_id: TenantId,
+        *,
+        inline_before: float,
+        unfinished_before: float,
+        others_before: float | None,
+        limit: int,
     ) -> Sequence[ContextRow]:
         """Those that no stored run refers to: such as came with a question and are older than
-        `inline_before`, and others, unfinished uploads too, older than `others_before` (None: no others).
+        `inline_before`, uploads begun before `unfinished_before` that are not complete, and whatever is older
+        than `others_before` (None: nothing else).
         """
         ...
 

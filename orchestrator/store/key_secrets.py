@@ -14,6 +14,12 @@ def new_key(prefix: str) -> str:
     return prefix + "".join(secrets.choice(_CHARS) for _ in range(_LENGTH))
 
 
+def could_be_key(key: str, prefix: str) -> bool:
+    """Whether `new_key` could have made it. What a stranger makes up without looking costs no look-up."""
+    random = key.removeprefix(prefix)
+    return len(key) == len(prefix) + _LENGTH == len(prefix) + len(random) and not random.strip(_CHARS)
+
+
 def hash_of(key: str) -> bytes:
     """What is stored of a key.
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
 from orchestrator.errors import BudgetExceededError, ConflictError
 from orchestrator.ids import TenantId
 from orchestrator.store.backend import Transaction
-from orchestrator.store.books import AuditRow, ContextRow, DoomedContext, RunState
+from orchestrator.store.books import MAX_UNFINISHED_UPLOADS, AuditRow, ContextRow, DoomedContext, RunState
 from orchestrator.store.database import Database
 from orchestrator.store.doomed import doom
 from orchestrator.store.sql_audit import add_audit
@@ -46,6 +46,7 @@ _FIELDS = (
 _SAME = select(contexts).where(
     *(contexts.c[name] == bindparam(name) for name in ("tenant_id", "sha256", "length_bytes", "name", "home"))
 )
+_UNFINISHED = select(func.count()).where(contexts.c.tenant_id == bindparam("tenant"), ~contexts.c.is_complete)
 _KEPT_BYTES = select(func.coalesce(func.sum(contexts.c.length_bytes), 0)).where(
     contexts.c.tenant_id == bindparam("tenant")
 )
@@ -76,6 +77,9 @@ class SqlContextBook:
             left = max(0, max_bytes - int(kept.scalar_one()))
             if row.length_bytes > left:
                 raise BudgetExceededError("tenant", {"bytes": row.length_bytes}, {"bytes": left})
+            unfinished = await connection.execute(_UNFINISHED, {"tenant": row.tenant_id})
+            if not row.is_complete and unfinished.scalar_one() >= MAX_UNFINISHED_UPLOADS:
+                raise BudgetExceededError("tenant", {"unfinished uploads": 1}, {"unfinished uploads": 0})
             await connection.execute(self._database.insert(contexts), fields)
             return row
 
@@ -131,13 +135,22 @@ class SqlContextBook:
         return await self._database.write(work)
 
     async def unused(
-        self, tenant_id: TenantId, *, inline_before: float, others_before: float | None, limit: int
+        self,
+        tenant_id: TenantId,
+        *,
+        inline_before: float,
+        unfinished_before: float,
+        others_before: float | None,
+        limit: int,
     ) -> Sequence[ContextRow]:
         """See `ContextBook.unused`."""
         is_used = exists().where(
             runs.c.context_id == contexts.c.context_id, runs.c.tenant_id == contexts.c.tenant_id
         )
-        old = and_(contexts.c.is_inline, contexts.c.created_at < inline_before)
+        old = or_(
+            and_(contexts.c.is_inline, contexts.c.created_at < inline_before),
+            and_(~contexts.c.is_complete, contexts.c.created_at < unfinished_before),
+        )
         if others_before is not None:
             old = or_(old, and_(~contexts.c.is_inline, contexts.c.created_at < others_before))
         return await self._rows(

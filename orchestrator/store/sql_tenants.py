@@ -13,7 +13,7 @@ from orchestrator.store.backend import Transaction
 from orchestrator.store.books import AuditRow, KeyRow, Quota, Role, TenantRow, TenantRules
 from orchestrator.store.database import Database
 from orchestrator.store.doomed import doom
-from orchestrator.store.key_secrets import HINT_CHARS, hash_of, new_key
+from orchestrator.store.key_secrets import HINT_CHARS, could_be_key, hash_of, new_key
 from orchestrator.store.sql_audit import append_audit
 from orchestrator.store.tables import api_keys, contexts, draws, runs, tenants, usage
 
@@ -223,6 +223,8 @@ class SqlTenantBook:
 
     async def who_has(self, key: str) -> tuple[TenantRow, KeyRow] | None:
         """See `TenantBook.who_has`."""
+        if not could_be_key(key, KEY_PREFIX):
+            return None
         sha256 = hash_of(key)
 
         async def work(connection: Transaction) -> tuple[TenantRow, KeyRow] | None:

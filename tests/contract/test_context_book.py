@@ -8,6 +8,7 @@ import pytest
 from orchestrator.budget import ZERO
 from orchestrator.errors import BudgetExceededError, ConflictError
 from orchestrator.ids import RunId, TenantId
+from orchestrator.store import sql_contexts
 from orchestrator.store.books import ContextRow
 from orchestrator.store.database import Database, open_database
 from orchestrator.store.sql_contexts import SqlContextBook
@@ -57,7 +58,8 @@ async def test_another_tenants_context_is_not_there(
     await book.complete(ben, row.context_id)
     assert await book.context(ben, row.context_id) is None
     assert await book.contexts(ben, limit=9) == []
-    assert await book.unused(ben, inline_before=1e12, others_before=1e12, limit=9) == []
+    long_ago = {"inline_before": 1e12, "unfinished_before": 1e12, "others_before": 1e12}
+    assert await book.unused(ben, **long_ago, limit=9) == []
     assert not await book.delete(ben, row.context_id)
     assert await book.context(anna, row.context_id) == row
 
@@ -106,6 +108,18 @@ async def test_a_tenant_keeps_no_more_bytes_than_it_may_on_two_servers(
     assert len(begun) - len(refused) == 3
 
 
+async def test_a_tenant_has_no_more_unfinished_uploads_than_a_few_however_short_they_are(
+    book: SqlContextBook, anna: TenantId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_contexts, "MAX_UNFINISHED_UPLOADS", 2)
+    begun = [await book.begin(a_context(anna), max_bytes=PLENTY) for _ in range(2)]
+    with pytest.raises(BudgetExceededError, match="unfinished"):
+        await book.begin(a_context(anna), max_bytes=PLENTY)
+    assert await book.begin(begun[0], max_bytes=PLENTY) == begun[0]
+    await book.complete(anna, begun[0].context_id)
+    await book.begin(a_context(anna), max_bytes=PLENTY)
+
+
 async def test_complete_ones_are_listed_newest_first_a_page_at_a_time(
     book: SqlContextBook, anna: TenantId
 ) -> None:
@@ -144,13 +158,20 @@ async def test_what_no_run_refers_to_is_unused_after_a_time(
     inline = await complete(book, a_context(anna, created_at=4.0, is_inline=True))
     await complete(book, a_context(anna, created_at=50.0))
     await complete(book, a_context(anna, created_at=50.0, is_inline=True))
-    assert await book.unused(anna, inline_before=10.0, others_before=None, limit=9) == [inline]
-    assert await book.unused(anna, inline_before=10.0, others_before=10.0, limit=9) == [
+    old = await book.unused(anna, inline_before=10.0, unfinished_before=0.0, others_before=None, limit=9)
+    assert old == [inline]
+    old = await book.unused(anna, inline_before=0.0, unfinished_before=10.0, others_before=None, limit=9)
+    assert old == [unfinished]
+    assert await book.unused(
+        anna, inline_before=10.0, unfinished_before=0.0, others_before=10.0, limit=9
+    ) == [
         uploaded,
         unfinished,
         inline,
     ]
-    assert await book.unused(anna, inline_before=10.0, others_before=10.0, limit=1) == [uploaded]
+    assert await book.unused(
+        anna, inline_before=10.0, unfinished_before=0.0, others_before=10.0, limit=1
+    ) == [uploaded]
 
 
 async def test_all_of_a_home_are_found_whoevers_they_are(

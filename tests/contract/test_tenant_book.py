@@ -96,7 +96,7 @@ async def test_a_key_is_told_once_and_opens_its_tenant(book: SqlTenantBook, data
     assert key[4:-4] not in await everything(database)
 
 
-@pytest.mark.parametrize("key", ["", "rlm_", "rlm_" + "0" * 40, "\0", "\ud800", "ключ"])
+@pytest.mark.parametrize("key", ["", "rlm_", "rlm_" + "0" * 40, "rlm_" + "\0" * 40, "\0", "\ud800", "ключ"])
 async def test_nobody_has_an_unknown_key(book: SqlTenantBook, key: str) -> None:
     anna = await book.add_tenant("anna", RULES)
     await book.add_key(anna.tenant_id, Role.RUN)
