@@ -27,8 +27,8 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -121,20 +121,28 @@ class Server:
         await asyncio.gather(*(creator() for _ in range(_CREATORS)))
         return run_ids
 
-    async def watch(self, run_id: str, came: list[float] | None = None) -> list[float]:
-        """The times at which its events came, `came` with them. A stream that ends is taken up again."""
-        came = [] if came is None else came
+    async def events(self, run_id: str) -> AsyncGenerator[pb.WatchRunResponse, None]:
+        """All of a run's, until it has ended. A stream that breaks is taken up again."""
+        position = 0
         while True:
-            request = pb.WatchRunRequest(run_id=run_id, from_position=len(came))
+            request = pb.WatchRunRequest(run_id=run_id, from_position=position)
             try:
-                async for _ in self.call("WatchRun", request):
-                    came.append(time.time())
+                async for event in self.call("WatchRun", request):
+                    position = event.position + 1
+                    yield event
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
                 await asyncio.sleep(_AGAIN_S)
             else:
-                return came
+                return
+
+    async def watch(self, run_id: str, came: list[float] | None = None) -> list[float]:
+        """The times at which its events came, `came` with them."""
+        came = [] if came is None else came
+        async for _ in self.events(run_id):
+            came.append(time.time())
+        return came
 
     async def live(self) -> int:
         """Runs that run now."""
@@ -401,11 +409,10 @@ async def containers(count: int = _LIVE_CONTAINERS) -> dict[str, Any]:
 
 async def _until_it_waits(server: Server, run_id: str) -> None:
     """For its first sub-call, and so with its namespace."""
-    events = server.call("WatchRun", pb.WatchRunRequest(run_id=run_id))
-    async for event in events:
-        if json.loads(event.event_json)["kind"] == "sub_call_started":
-            events.cancel()
-            return
+    async with aclosing(server.events(run_id)) as events:
+        async for event in events:
+            if json.loads(event.event_json)["kind"] == "sub_call_started":
+                return
 
 
 def _available_mib() -> float:
