@@ -6,6 +6,7 @@ is gone: each is made to happen under a served process, with runs under way and 
 
 import asyncio
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -107,6 +108,15 @@ async def ended(call: Call_, run_id: str) -> pb.Run:
         await asyncio.sleep(0.3)
 
 
+async def happens(call: Call_, run_id: str, kind: str, *, times: int) -> None:
+    """Wait for so many events of a kind."""
+    async with asyncio.timeout(SOON_S):
+        async for told in call("WatchRun", pb.WatchRunRequest(run_id=run_id)):
+            times -= json.loads(told.event_json)["kind"] == kind
+            if not times:
+                return
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(SOON_S):
         while not condition():  # noqa: ASYNC110 - of another process
@@ -116,7 +126,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def until_paid(directory: Path, *prompts: str) -> None:
     await until(lambda: asked(directory).keys() >= set(prompts))
     # And until the answer is in the books.
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(0.5)
 
 
 def asked(directory: Path) -> Counter[str]:
@@ -380,13 +390,14 @@ async def test_runs_go_on_in_new_sandboxes_when_their_engine_was_restarted_or_hu
                 hung = await create(call, "hung")
                 await until_paid(directory, "second hung")
                 private.hang()
-                assert (await ended(call, hung)).outcome == "answered"
+                await happens(call, hung, "cell_ended", times=2)
                 await says(server, ENGINE)
                 waits = await create(call, "waits on")
             await drains(server)
         private.go_on()
         async with serving(directory, settings, IN_A_CELL, **more) as server, client(server, key) as call:
-            assert (await ended(call, waits)).outcome == "answered"
+            for run_id in (hung, waits):
+                assert (await ended(call, run_id)).outcome == "answered"
             await drains(server)
         assert set(asked(directory).values()) == {1}
         assert not containers_of(back, state)
