@@ -133,6 +133,24 @@ class FairLine(Generic[W]):
         self._home[waiter] = (tenant_id, tree)
         self._place(tenant_id, tenant, tree, its_tree)
 
+    def take_at_once(self, tenant_id: TenantId, tree: Hashable) -> bool:
+        """Have one unit without waiting; False where somebody waits or none is free. It asks for no `most`.
+
+        What `ask` and `next` would come to then, in a third of the time.
+        """
+        if self._home or self._free < 1:
+            return False
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            tenant = self._tenants[tenant_id] = _Tenant()
+        its_tree = tenant.trees.get(tree)
+        if its_tree is None:
+            its_tree = tenant.trees[tree] = _Tree()
+        its_tree.has += 1
+        tenant.has += 1
+        self._free -= 1
+        return True
+
     def withdraw(self, waiter: W) -> bool:
         """It waits no longer; False when it did not."""
         home = self._home.pop(waiter, None)
@@ -195,6 +213,13 @@ class FairLine(Generic[W]):
 
     def _place(self, tenant_id: TenantId, tenant: _Tenant[W], tree: Hashable, its_tree: _Tree[W]) -> None:
         """Put a tree and its tenant where they belong, and forget them when they want and have nothing."""
+        if not its_tree.waiting and not tenant.ready:
+            # Nobody of the tenant waits, so neither has a place. So it is while there is enough for all.
+            if not its_tree.has:
+                del tenant.trees[tree]
+                if not tenant.trees:
+                    del self._tenants[tenant_id]
+            return
         if its_tree.waiting:
             tenant.ready.put(tree, its_tree.has)
         else:

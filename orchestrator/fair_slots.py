@@ -53,7 +53,9 @@ class FairSlot(AbstractAsyncContextManager["FairSlot"]):
         self._has_it = False
 
     async def __aenter__(self) -> "FairSlot":
-        await self.take()
+        self._has_it = self._line.take_at_once(self._tenant_id, self._tree)
+        if not self._has_it:
+            await self.take()
         return self
 
     async def __aexit__(
@@ -76,7 +78,6 @@ class FairSlot(AbstractAsyncContextManager["FairSlot"]):
         self._line.ask(self, self._tenant_id, self._tree)
         self._serve()
         try:
-            # Where there is room it is done already, and nothing waits here.
             await served
         except asyncio.CancelledError:
             if not self._line.withdraw(self):

@@ -271,6 +271,13 @@ class Line(RuleBasedStateMachine):
         self.line.ask(self.number, tenant, tree, wants=wants, most=self.units if tenant == A else None)
         self.waiting[self.number] = (tenant, tree, wants)
 
+    @rule(tenant=st.sampled_from((B, C)), tree=st.sampled_from("xyz"))
+    def take_at_once(self, tenant: TenantId, tree: str) -> None:
+        has_one = self.line.take_at_once(tenant, tree)
+        assert has_one == (not self.waiting and self.line.free + has_one > 0)
+        if has_one:
+            self.had.append((tenant, tree, 1))
+
     @rule()
     def serve(self) -> None:
         while (name := self.line.next()) is not None:
