@@ -74,8 +74,9 @@ class AdminOffice:
         """See `Admin.add_tenant`."""
         _enter("AddTenant", who)
         rules.check()
-        tenant = await self._tenants.add_tenant(name, rules.applied_to(TenantRules()), by=who.actor)
-        row, key = await self._tenants.add_key(tenant.tenant_id, Role.ADMIN, by=who.actor)
+        tenant, row, key = await self._tenants.add_tenant_with_key(
+            name, rules.applied_to(TenantRules()), Role.ADMIN, by=who.actor
+        )
         return AddedTenant(tenant=tenant, first=AddedKey(key=row, api_key=key))
 
     async def list_tenants(self, who: Administrator, *, after: str, limit: int) -> Sequence[TenantRow]:

@@ -268,6 +268,12 @@ class TenantBook(Protocol):
         """
         ...
 
+    async def add_tenant_with_key(
+        self, name: str, rules: TenantRules, role: Role, *, by: str | None = None
+    ) -> tuple[TenantRow, KeyRow, str]:
+        """Likewise, with its first key: both or neither. See `add_key`."""
+        ...
+
     async def tenants(self, *, after: str = "", limit: int | None = None) -> Sequence[TenantRow]:
         """Those that were not removed, by name: those behind a name, and no more than so many."""
         ...

@@ -54,26 +54,42 @@ class SqlTenantBook:
 
     async def add_tenant(self, name: str, rules: TenantRules, *, by: str | None = None) -> TenantRow:
         """See `TenantBook.add_tenant`. A name is printable, at most `MAX_NAME_CHARS` long."""
-        if not name.strip() or not name.isprintable() or len(name) > MAX_NAME_CHARS:
-            raise InvalidRequestError(f"a tenant's name is 1 to {MAX_NAME_CHARS} printable characters")
-        row = TenantRow(tenant_id=new_tenant_id(), name=name, rules=rules, created_at=time.time())
-        insert = (
+        row = _new_tenant(name, rules)
+
+        async def work(connection: Transaction) -> None:
+            await self._insert_tenant(connection, row, by)
+
+        await self._database.write(work)
+        return row
+
+    async def add_tenant_with_key(
+        self, name: str, rules: TenantRules, role: Role, *, by: str | None = None
+    ) -> tuple[TenantRow, KeyRow, str]:
+        """See `TenantBook.add_tenant_with_key`."""
+        row = _new_tenant(name, rules)
+        key, secret = _new_key(row.tenant_id, role)
+
+        async def work(connection: Transaction) -> None:
+            await self._insert_tenant(connection, row, by)
+            await self._insert_key(connection, key, secret, by)
+
+        await self._database.write(work)
+        return row, key, secret
+
+    async def _insert_tenant(self, connection: Transaction, row: TenantRow, by: str | None) -> None:
+        added = await connection.execute(
             self._database.insert(tenants)
             .values(
-                tenant_id=row.tenant_id, name=name, rules=_rules_as_json(rules), created_at=row.created_at
+                tenant_id=row.tenant_id,
+                name=row.name,
+                rules=_rules_as_json(row.rules),
+                created_at=row.created_at,
             )
             .on_conflict_do_nothing()
         )
-
-        async def work(connection: Transaction) -> bool:
-            if not (await connection.execute(insert)).rowcount:
-                return False
-            await self._note(connection, by, row.tenant_id, "AddTenant", row.tenant_id)
-            return True
-
-        if not await self._database.write(work):
-            raise InvalidRequestError(f"there is a tenant called {name!r} already")
-        return row
+        if not added.rowcount:
+            raise InvalidRequestError(f"there is a tenant called {row.name!r} already")
+        await self._note(connection, by, row.tenant_id, "AddTenant", row.tenant_id)
 
     async def tenants(self, *, after: str = "", limit: int | None = None) -> Sequence[TenantRow]:
         """See `TenantBook.tenants`."""
@@ -164,32 +180,27 @@ class SqlTenantBook:
         Raises:
             NotFoundError: There is no such tenant.
         """
-        key = new_key(KEY_PREFIX)
-        row = KeyRow(
-            key_id=new_key_id(),
-            tenant_id=tenant_id,
-            role=role,
-            hint=key[-HINT_CHARS:],
-            created_at=time.time(),
-            revoked_at=None,
-        )
+        row, key = _new_key(tenant_id, role)
 
         async def work(connection: Transaction) -> None:
             await lock_tenant(connection, tenant_id)
-            await connection.execute(
-                self._database.insert(api_keys).values(
-                    key_id=row.key_id,
-                    tenant_id=tenant_id,
-                    key_sha256=hash_of(key),
-                    role=role.value,
-                    hint=row.hint,
-                    created_at=row.created_at,
-                )
-            )
-            await self._note(connection, by, tenant_id, "AddKey", row.key_id, detail=role.value)
+            await self._insert_key(connection, row, key, by)
 
         await self._database.write(work)
         return row, key
+
+    async def _insert_key(self, connection: Transaction, row: KeyRow, key: str, by: str | None) -> None:
+        await connection.execute(
+            self._database.insert(api_keys).values(
+                key_id=row.key_id,
+                tenant_id=row.tenant_id,
+                key_sha256=hash_of(key),
+                role=row.role.value,
+                hint=row.hint,
+                created_at=row.created_at,
+            )
+        )
+        await self._note(connection, by, row.tenant_id, "AddKey", row.key_id, detail=row.role.value)
 
     async def keys(self, tenant_id: TenantId) -> Sequence[KeyRow]:
         """See `TenantBook.keys`."""
@@ -272,6 +283,25 @@ class SqlTenantBook:
             at=time.time(), tenant_id=tenant_id, actor=by, action=action, target=target, detail=detail
         )
         await append_audit(self._database, connection, row)
+
+
+def _new_tenant(name: str, rules: TenantRules) -> TenantRow:
+    if not name.strip() or not name.isprintable() or len(name) > MAX_NAME_CHARS:
+        raise InvalidRequestError(f"a tenant's name is 1 to {MAX_NAME_CHARS} printable characters")
+    return TenantRow(tenant_id=new_tenant_id(), name=name, rules=rules, created_at=time.time())
+
+
+def _new_key(tenant_id: TenantId, role: Role) -> tuple[KeyRow, str]:
+    key = new_key(KEY_PREFIX)
+    row = KeyRow(
+        key_id=new_key_id(),
+        tenant_id=tenant_id,
+        role=role,
+        hint=key[-HINT_CHARS:],
+        created_at=time.time(),
+        revoked_at=None,
+    )
+    return row, key
 
 
 async def lock_tenant(connection: Transaction, tenant_id: TenantId) -> None:

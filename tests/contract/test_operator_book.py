@@ -108,6 +108,17 @@ async def test_a_change_that_says_by_whom_is_in_the_audit_log_and_one_that_faile
     ]
 
 
+async def test_a_tenant_and_its_first_key_are_added_together_or_not_at_all(database: Database) -> None:
+    tenants = SqlTenantBook(database)
+    anna, row, key = await tenants.add_tenant_with_key("anna", TenantRules(), Role.ADMIN, by="operator")
+    assert await tenants.who_has(key) == (anna, row)
+    with pytest.raises(InvalidRequestError):
+        await tenants.add_tenant_with_key("anna", TenantRules(), Role.ADMIN, by="operator")
+    assert await tenants.keys(anna.tenant_id) == [row]
+    actions = [one.action for _, one in await SqlAuditBook(database).read()]
+    assert actions == ["AddTenant", "AddKey"]
+
+
 async def test_tenants_are_listed_in_parts_and_those_removed_are_told_from_others(database: Database) -> None:
     tenants = SqlTenantBook(database)
     made = [await tenants.add_tenant(name, TenantRules()) for name in ("a", "b", "c")]
