@@ -52,6 +52,7 @@ from orchestrator.service.rules import (
     Offer,
     check_idempotency_key,
     check_models,
+    check_outcomes,
     check_question,
     check_role,
     decide,
@@ -313,6 +314,7 @@ class ServiceOffice:
         """See `Office.list_runs`."""
         self._enter("ListRuns", caller)
         _check_limit(limit)
+        check_outcomes(which.outcomes)
         rows = await self._books.runs.runs(caller.tenant.tenant_id, which, limit=limit, before=before)
         return [self._now(row) for row in rows]
 

@@ -50,6 +50,8 @@ MAX_NAME_BYTES = 255
 MAX_ALLOWED_MODELS = 20
 MAX_MODEL_NAME_CHARS = 200
 
+_OUTCOME = re.compile(r"[a-z_]{1,40}")
+_MOST_OUTCOMES = 20
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MOST = 1_000_000_000_000
 """Of anything counted, as on the command line."""
@@ -188,6 +190,16 @@ def check_question(question: str) -> None:
         raise InvalidRequestError("the question is no Unicode text")
     if len(question.encode("utf-8", "surrogatepass")) > MAX_QUESTION_BYTES:
         raise InvalidRequestError(f"the question is longer than {MAX_QUESTION_BYTES:,} bytes")
+
+
+def check_outcomes(outcomes: Collection[str]) -> None:
+    """Raise unless these can be outcomes to look for. What none can be does not get as far as the database.
+
+    Raises:
+        InvalidRequestError: They are too many, or one is no such word.
+    """
+    if len(outcomes) > _MOST_OUTCOMES or not all(map(_OUTCOME.fullmatch, outcomes)):
+        raise InvalidRequestError(f"outcomes must be at most {_MOST_OUTCOMES} words such as answered")
 
 
 def check_idempotency_key(key: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rlm_proto.v1 import run_pb2 as pb
 
-from orchestrator.server import grpc_gate
+from orchestrator.server import grpc_gate, messages
 from orchestrator.server.grpc_shell import SERVICE
 from orchestrator.service.port import Question
 from tests.fakes.model import FakeModel, runs, when
@@ -212,6 +212,25 @@ async def test_a_message_that_does_not_come_ends_its_call_and_holds_up_no_other_
         mine = stub.GetUsage(pb.GetUsageRequest(), **with_key(other.read))
         assert await code_of(mine) is grpc.StatusCode.OK
         assert set(await waiting) == {grpc.StatusCode.UNAVAILABLE}
+
+
+@pytest.mark.parametrize("outcomes", [["no\0such"], ["x" * 41], ["Answered; --"], ["\u202e"]])
+async def test_a_filter_that_nothing_can_match_is_refused_and_not_asked_of_the_database(
+    server: Server, stub: Any, outcomes: list[str]
+) -> None:
+    account = await server.account("acme")
+    listed = stub.ListRuns(pb.ListRunsRequest(outcomes=outcomes), **with_key(account.read))
+    assert await code_of(listed) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_page_token_of_anothers_run_opens_nothing(server: Server, stub: Any) -> None:
+    mine, theirs = await server.account("mine"), await server.account("theirs")
+    run_id = await new_run(server, theirs)
+    page = await stub.ListRuns(pb.ListRunsRequest(page_size=1), **with_key(theirs.read))
+    assert page.runs[0].run_id == run_id
+    for made_up in (page.next_page_token, messages.page_token((1e12, run_id))):
+        asked = pb.ListRunsRequest(page_token=made_up)
+        assert not (await stub.ListRuns(asked, **with_key(mine.read))).runs
 
 
 async def test_uploads_that_are_begun_and_not_ended_are_no_more_than_a_few(
