@@ -12,6 +12,7 @@ from orchestrator.limits import RunLimits
 from orchestrator.models.port import Model, ModelClient
 from orchestrator.pricing import ModelCard, Tier
 from orchestrator.runs.admission import TreeSlots
+from orchestrator.runs.call_slots import CallSlots
 from orchestrator.runs.memo import Memo
 from orchestrator.runs.model_calls import ModelCalls
 from orchestrator.runs.treasury import Treasury
@@ -51,6 +52,7 @@ class FakeTree:
         leases: FakeLeases | None = None,
         limits: RunLimits = RunLimits(),  # noqa: B008 - frozen
         memoise: bool = False,
+        call_slots: CallSlots | None = None,
     ) -> None:
         no_quota = Amounts(UNLIMITED, UNLIMITED, UNLIMITED, UNLIMITED)
         self.treasury = Treasury(MemoryTenantAccount(no_quota), limit_amounts(limits))
@@ -65,6 +67,7 @@ class FakeTree:
             self.treasury,
             max_concurrency=limits.max_concurrency,
             deadline_at_s=time.monotonic() + limits.deadline_s,
+            slots=call_slots,
         )
         self.tree = RunTree(
             tenant_id=LOCAL_TENANT,

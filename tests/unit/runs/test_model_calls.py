@@ -10,6 +10,7 @@ from orchestrator.limits import RunLimits
 from orchestrator.models import retry
 from orchestrator.models.port import Completion, ModelRequest
 from orchestrator.pricing import Usage
+from orchestrator.runs.call_slots import CallSlots
 from orchestrator.runs.model_calls import Wish, call_amounts, output_cost_microusd
 from orchestrator.trajectory import CallHeld, CallSettled
 from tests.fakes.model import USAGE, FakeModel, after, says, when
@@ -191,6 +192,46 @@ async def test_of_64_calls_each_worth_half_the_budget_at_most_two_are_ever_in_fl
     assert len(model.served) == sum(isinstance(result, Completion) for result in results)
     assert {type(result) for result in results} == {Completion, BudgetExceededError}
     assert tree.account.used().tokens == USAGE.total * len(model.served) <= 3_300
+
+
+async def test_a_call_that_waits_for_budget_is_in_no_other_trees_way(make_tree: MakeTree) -> None:
+    shared, go = CallSlots(2), asyncio.Event()
+    model = FakeModel(otherwise=when(go, says("yes")))
+    short = make_tree(model, limits=RunLimits(max_tokens=3_300, max_concurrency=64), call_slots=shared)
+    held = [asyncio.create_task(ask(short, call=f"1.{number}", output_tokens=2_000)) for number in range(8)]
+    async with asyncio.timeout(10):
+        while len(model.asked) < 1 or shared.waiting:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0)
+        assert len(model.asked) == 1, "all but one wait for the budget that it holds"
+        other = make_tree(FakeModel(says("at once")), call_slots=shared)
+        assert (await ask(other)).reply.content
+        go.set()
+        results = await asyncio.gather(*held, return_exceptions=True)
+    assert {type(result) for result in results} <= {Completion, BudgetExceededError}
+    assert isinstance(results[0], Completion)
+    assert shared.free == 2
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_a_call_cancelled_between_its_budget_and_its_slot_holds_neither(
+    make_tree: MakeTree, steps: int
+) -> None:
+    shared, go, theirs = CallSlots(1), asyncio.Event(), asyncio.Event()
+    first = FakeModel(when(go, says("yes")), otherwise=says("yes"))
+    tree = make_tree(first, limits=RunLimits(max_tokens=3_300, max_concurrency=8), call_slots=shared)
+    other = make_tree(FakeModel(otherwise=when(theirs, says("yes"))), call_slots=shared)
+    tasks = [asyncio.create_task(ask(tree, call=f"1.{number}", output_tokens=1_000)) for number in range(2)]
+    await asyncio.sleep(0)
+    blocking = [asyncio.create_task(ask(other, call=f"2.{number}")) for number in range(3)]
+    go.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    tasks[1].cancel()
+    theirs.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*tasks, *blocking, return_exceptions=True)
+    tree.assert_books_are_closed()
+    assert (shared.free, shared.waiting) == (1, 0)
 
 
 async def test_a_call_at_the_deadline_is_cancelled_and_charged(make_tree: MakeTree) -> None:

@@ -93,6 +93,14 @@ def test_the_tenants_maximum_counts_where_it_is_less() -> None:
     assert decide({"max_tokens": 500}, tenant(rules), OFFER).limits.max_tokens == 500
 
 
+@pytest.mark.parametrize(("sandboxes", "deepest"), [(1, 0), (2, 1), (9, 2)])
+def test_no_chain_is_longer_than_what_the_tenant_may_have_of_sandboxes(sandboxes: int, deepest: int) -> None:
+    us = tenant(replace(RULES, max_concurrent_sandboxes=sandboxes))
+    assert decide({"max_depth": 2}, us, OFFER).limits.max_depth == deepest
+    stricter = tenant(replace(RULES, max_concurrent_sandboxes=9, max_limits={"max_depth": 1}))
+    assert decide({}, stricter, OFFER).limits.max_depth == 1
+
+
 def test_the_clocks_of_a_cell_do_not_undercut_the_one_that_was_asked_for() -> None:
     limits = decide({"cell_timeout_s": 5_000.0}, US, OFFER).limits
     assert min(limits.cell_cpu_s, limits.cell_ceiling_s) >= 5_000.0
