@@ -62,6 +62,9 @@ _OPTIONS = (
     ("grpc.http2.lookahead_bytes", 65_536),
     # No compression: a bomb needs it, and a key must not be compressed together with a stranger's text.
     ("grpc.compression_enabled_algorithms_bitset", 1),
+    # In a burst a call waits its turn: after 30 s, the default, it would be told CANCELLED instead of what
+    # says "try again".
+    ("grpc.server_max_unrequested_time_in_server", 120),
     # A client whose machine is gone is found within a minute and a half, also by a stream without news.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
