@@ -16,7 +16,7 @@ from orchestrator.server.grpc_shell import SERVICE
 from orchestrator.service.port import Question
 from tests.fakes.model import FakeModel, runs, when
 from tests.fakes.service import Account, Server, open_server, short_directory
-from tests.wire.raw_guest import GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, frame, request
+from tests.wire.raw_guest import HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, frame, request
 
 SOON_S = 20.0
 
@@ -151,7 +151,9 @@ async def test_a_flood_of_pings_ends_its_connection_and_nobody_elses(server: Ser
         for _ in range(200):
             await raw.send(frame(PING, 0, 0, b"12345678") * 50)
             await asyncio.sleep(0)
-    assert frame(GOAWAY, 0, 0)[3:4] in await raw.all() or raw.reader.at_eof()
+    await raw.all()
+    # Hung up on: said in a GOAWAY, or felt as a broken pipe by who still writes.
+    assert raw.reader.at_eof() or raw.reader.exception() is not None
     assert await checked(server) == health_pb2.HealthCheckResponse.SERVING
     raw.writer.close()
 
