@@ -1,52 +1,51 @@
 """`rlm serve` while what it stands on goes away: nothing acknowledged is lost, and it comes back by itself.
 
-A provider that is down or refuses the key, a disk that is full, an engine that ends or hangs, a database that
-is gone: each is made to happen under a served process, with runs under way and others waiting.
+A provider that is down or refuses the key, a disk that is full, a database that is gone: each is made to
+happen under a served process, with runs under way and others waiting. The engine has a file of its own.
 """
 
 import asyncio
 import hashlib
-import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
-import httpx2
 import pytest
 from docker import DockerClient
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rlm_proto.v1 import run_pb2 as pb
 
 from orchestrator.config import Settings
-from orchestrator.server.readiness import DATABASE, DISK, ENGINE, KEY_REFUSED, PROVIDER
+from orchestrator.server.readiness import DATABASE, DISK, KEY_REFUSED, PROVIDER
 from tests.containers import containers_of
 from tests.databases import postgres
-from tests.e2e.serving import Process, client, new_key, serving
+from tests.e2e.serving import client, new_key, serving
+from tests.e2e.waiting import (
+    DRAIN_S,
+    all_of,
+    asked,
+    asking,
+    create,
+    drains,
+    ended,
+    is_queued,
+    says,
+    unavailable,
+    until_paid,
+)
 from tests.fakes import anthropic_server
 from tests.fakes.anthropic_server import Call, Refuse
 from tests.fakes.provider import KEY
 from tests.fakes.service import short_directory
 from tests.postgres.server import PostgresServer
-from tests.security.private_engine import PrivateEngine, private_engine
 
 __all__ = ["postgres"]
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
-
-SOON_S = 60.0
-"""For what takes a few looks of the server at its parts."""
-DRAIN_S = 2
-ENDS_WITHIN_S = 30.0
-"""After SIGTERM: the grace, and what has a deadline of its own behind it."""
 
 # A run that pays for `first` before the trouble, and waits for its end in a cell; `go` is made by the test.
 SCRIPT = """
@@ -67,8 +66,6 @@ def complete(prompt):
     return "fine"
 """
 
-Call_ = Callable[[str, Any], Any]
-
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
@@ -78,106 +75,6 @@ def directory() -> Iterator[Path]:
 
 def script(directory: Path) -> str:
     return f"GO = {str(directory / 'go')!r}\n{SCRIPT}"
-
-
-def asking(key: str) -> pb.CreateRunRequest:
-    return pb.CreateRunRequest(idempotency_key=key, question=b"How many?", text=key.encode())
-
-
-async def create(call: Call_, key: str) -> str:
-    return str((await call("CreateRun", asking(key))).run.run_id)
-
-
-async def ended(call: Call_, run_id: str) -> pb.Run:
-    """The run once it has ended, whatever its watcher met meanwhile: it asks again from where it was."""
-    position = 0
-    give_up_s = time.monotonic() + SOON_S
-    while True:
-        try:
-            async for told in call("WatchRun", pb.WatchRunRequest(run_id=run_id, from_position=position)):
-                assert told.position == position
-                position += 1
-            run: pb.Run = (await call("GetRun", pb.GetRunRequest(run_id=run_id))).run
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise
-        else:
-            if run.state == pb.RUN_STATE_ENDED:
-                return run
-        assert time.monotonic() < give_up_s, "the run does not end"
-        await asyncio.sleep(0.3)
-
-
-async def happens(call: Call_, run_id: str, kind: str, *, times: int) -> None:
-    """Wait for so many events of a kind."""
-    async with asyncio.timeout(SOON_S):
-        async for told in call("WatchRun", pb.WatchRunRequest(run_id=run_id)):
-            times -= json.loads(told.event_json)["kind"] == kind
-            if not times:
-                return
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SOON_S):
-        while not condition():  # noqa: ASYNC110 - of another process
-            await asyncio.sleep(0.1)
-
-
-async def until_paid(directory: Path, *prompts: str) -> None:
-    await until(lambda: asked(directory).keys() >= set(prompts))
-    # And until the answer is in the books.
-    await asyncio.sleep(0.5)
-
-
-def asked(directory: Path) -> Counter[str]:
-    """What reached the provider."""
-    log = directory / "asked"
-    return Counter(log.read_text().splitlines() if log.exists() else ())
-
-
-def all_of(*keys: str) -> dict[str, int]:
-    """What runs of `SCRIPT` ask for, each once."""
-    firsts = {f"first {key}": 1 for key in keys}
-    return firsts | {f"{key} {number}": 1 for key in keys for number in range(10)}
-
-
-async def says(server: Process, *because: str) -> None:
-    """Wait until HTTP and gRPC say that it is not ready, and why; or, without a reason, that it is."""
-    async with httpx2.AsyncClient(base_url=f"http://{server.http}") as http, asyncio.timeout(SOON_S):
-        while True:
-            reply = await http.get("/readyz")
-            if reply.json().get("because", []) == list(because):
-                break
-            await asyncio.sleep(0.2)
-        assert reply.status_code == (503 if because else 200)
-        assert (await http.get("/healthz")).status_code == 200
-    async with grpc.aio.insecure_channel(server.grpc) as channel, asyncio.timeout(SOON_S):
-        health: Any = health_pb2_grpc.HealthStub(channel)
-        wanted = (
-            health_pb2.HealthCheckResponse.NOT_SERVING if because else health_pb2.HealthCheckResponse.SERVING
-        )
-        async for told in health.Watch(health_pb2.HealthCheckRequest()):
-            if told.status == wanted:
-                break
-
-
-async def drains(server: Process) -> None:
-    """SIGTERM ends it in an orderly way, whatever is the matter."""
-    started_s = time.monotonic()
-    assert await server.end(signal.SIGTERM) == 0
-    assert time.monotonic() - started_s < DRAIN_S + ENDS_WITHIN_S
-
-
-async def unavailable(answer: Awaitable[object]) -> None:
-    """The client is told that trying again helps."""
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await answer
-    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-async def is_queued(call: Call_, run_id: str) -> bool:
-    run: pb.Run = (await call("GetRun", pb.GetRunRequest(run_id=run_id))).run
-    return run.state == pb.RUN_STATE_QUEUED
 
 
 # --- The provider -----------------------------------------------------------------------------------------
@@ -325,83 +222,6 @@ async def test_a_disk_that_is_full_is_told_and_loses_nothing(
             assert asked(directory) == all_of("runs", "left")
             await drains(server)
     assert not containers_of(engine, directory / "state")
-
-
-# --- The engine -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def private(engine: DockerClient, image_id: str) -> Iterator[PrivateEngine]:
-    if os.geteuid() != 0 or shutil.which("dockerd") is None:
-        pytest.skip("NOT TESTED: an engine of one's own takes root and dockerd")
-    with private_engine(engine, image_id) as started:
-        yield started
-
-
-# The cell in which the run is when its engine ends: what it had paid for is not asked again.
-IN_A_CELL = """
-def run(question, depth):
-    yield "kept = llm_query('first ' + context)"
-    yield "import time\\nprint(llm_query('second ' + context))\\ntime.sleep(4)"
-    yield "FINAL(f'{kept} {context}')"
-
-def complete(prompt):
-    with open(LOG, "a") as log:
-        log.write(prompt + "\\n")
-    return "fine"
-"""
-
-
-@asynccontextmanager
-async def up(private: PrivateEngine) -> AsyncIterator[None]:
-    """It runs within the block, or is at least brought to its end after it."""
-    client = await asyncio.to_thread(private.up)
-    client.close()
-    try:
-        yield
-    finally:
-        private.go_on()
-        await asyncio.to_thread(private.end, signal.SIGTERM)
-
-
-async def test_runs_go_on_in_new_sandboxes_when_their_engine_was_restarted_or_hung(
-    directory: Path, settings: Settings, private: PrivateEngine
-) -> None:
-    more = {"DOCKER_HOST": private.address, "RLM_POOL_RUNC": "1", "RLM_DRAIN_S": str(DRAIN_S)}
-    state = directory / "state"
-    async with up(private):
-        async with serving(directory, settings, IN_A_CELL, **more) as server:
-            key = await new_key(directory)
-            async with client(server, key) as call:
-                runs = await create(call, "runs")
-                await until_paid(directory, "second runs")
-                await asyncio.to_thread(private.end, signal.SIGTERM)
-                await says(server, ENGINE)
-                waits = await create(call, "waits")
-                back = await asyncio.to_thread(private.up)
-                await says(server)
-                for key_of, run_id in (("runs", runs), ("waits", waits)):
-                    run = await ended(call, run_id)
-                    assert (run.outcome, run.answer.decode()) == ("answered", f"fine {key_of}"), run.error
-                paid = {f"{which} {key_of}" for which in ("first", "second") for key_of in ("runs", "waits")}
-                assert asked(directory) == dict.fromkeys(paid, 1)
-                await until(lambda: len(back.containers.list()) == 1)
-                # It hangs, with a run in the middle of a cell: that needs no engine.
-                hung = await create(call, "hung")
-                await until_paid(directory, "second hung")
-                private.hang()
-                await happens(call, hung, "cell_ended", times=2)
-                await says(server, ENGINE)
-                waits = await create(call, "waits on")
-            await drains(server)
-        private.go_on()
-        async with serving(directory, settings, IN_A_CELL, **more) as server, client(server, key) as call:
-            for run_id in (hung, waits):
-                assert (await ended(call, run_id)).outcome == "answered"
-            await drains(server)
-        assert set(asked(directory).values()) == {1}
-        assert not containers_of(back, state)
-        back.close()
 
 
 # --- The database -----------------------------------------------------------------------------------------
