@@ -7,6 +7,7 @@ bounds, with two tenants that wait.
 import asyncio
 import json
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,21 +41,26 @@ MY_CELL = "FINAL(' '.join(llm_query(f'mine {number}') for number in range(4)))"
 class Provider:
     """Its own log of what went out and came back, and whose it was."""
 
-    log: list[str] = field(default_factory=list)
+    when: list[tuple[float, str]] = field(default_factory=list)
+    """With the Unix time, which the server's events have too."""
     in_flight: int = 0
     most_in_flight: int = 0
+
+    @property
+    def log(self) -> list[str]:
+        return [entry for _, entry in self.when]
 
     async def play(self, request: dict[str, Any]) -> fake.Play:
         said = json.dumps(request["messages"])
         whose, what = "mine" if "mine" in said else "flood", "turn" if "tools" in request else "call"
-        self.log.append(f"{whose} {what} out")
+        self.when.append((time.time(), f"{whose} {what} out"))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             await asyncio.sleep(A_WHILE_S)
         finally:
             self.in_flight -= 1
-            self.log.append(f"{whose} {what} back")
+            self.when.append((time.time(), f"{whose} {what} back"))
         if what == "turn":
             return fake.Call(MY_CELL if whose == "mine" else FLOOD_CELL)
         return fake.Say("yes")
@@ -106,8 +112,10 @@ async def test_500_queued_runs_of_one_tenant_delay_anothers_run_and_calls_by_the
             before = len(played.log)
             run_id = (await my_call("CreateRun", a_run("mine"))).run.run_id
             await call("CancelRun", pb.CancelRunRequest(run_id=created[0].run_id))
-            async for _ in my_call("WatchRun", pb.WatchRunRequest(run_id=run_id)):
-                pass
+            events = [
+                json.loads(told.event_json)
+                async for told in my_call("WatchRun", pb.WatchRunRequest(run_id=run_id))
+            ]
             answered = (await my_call("GetRun", pb.GetRunRequest(run_id=run_id))).run
             usage = await call("GetUsage", pb.GetUsageRequest())
         assert await server.end(signal.SIGTERM) == 0
@@ -119,12 +127,12 @@ async def test_500_queued_runs_of_one_tenant_delay_anothers_run_and_calls_by_the
     began = log.index("mine turn out")
     # Runs: after one end of another's run, none of the flood's is started before mine.
     assert log[:began].count("flood turn out") == 0
-    # Calls: from when one of mine has come back until the next goes out, one slot at most comes free first;
-    # what comes back while my own cell runs is no waiting, and is less than all that is in flight.
-    backs = [index for index, entry in enumerate(log) if entry.startswith("mine") and entry.endswith("back")]
-    outs = [index for index, entry in enumerate(log) if entry.startswith("mine") and entry.endswith("out")]
-    assert len(outs) == len(backs) == 5
-    for back, out in zip(backs, outs[1:], strict=False):
-        waited_for = log[back:out].count("flood call back")
-        assert waited_for <= 1 + CALLS_AT_ONCE, log[back:out]
+    # Calls: from when one of mine was asked for until it went out, at most one of the flood's goes out first,
+    # and those that were on their way to the provider. First in, first out it would be the line, some 60.
+    asked = [event["at"] for event in events if event["kind"] == "sub_call_started"]
+    went_out = [at for at, entry in played.when if entry == "mine call out"]
+    assert len(asked) == len(went_out) == 4
+    for from_s, to_s in zip(asked, went_out, strict=True):
+        first = [entry for at, entry in played.when if from_s < at < to_s and entry == "flood call out"]
+        assert len(first) <= 1 + CALLS_AT_ONCE
     assert not containers_of(engine, directory / "state")
