@@ -6,7 +6,8 @@ answers at once: what is left is what the service costs. A client process beside
 them and counts.
 
 Each part has a fresh server, and its result is kept as soon as it is there: a part that fails costs only its
-own, and its last result stays. All of them together are meant to end within six minutes.
+own, and its last result stays. All of them together are meant to end within six
+minutes on a machine that does nothing else; those that matter less come last.
 
     creations       created a second, while nothing runs but one that is held
     live-50 ...     so many runs live at once: first held in their first turn, for their memory; then let go,
@@ -433,12 +434,12 @@ PARTS: Mapping[str, Part] = {
     **{f"live-{count}": partial(live, count) for count in LEVELS},
     "watchers": watchers,
     "delays": delays,
+    "containers": containers,
     "postgresql-creations": partial(on_postgresql, creations),
     **{
         f"postgresql-live-{count}": partial(on_postgresql, partial(live, count))
         for count in _POSTGRESQL_LEVELS
     },
-    "containers": containers,
 }
 
 
