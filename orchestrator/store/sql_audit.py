@@ -13,10 +13,11 @@ from orchestrator.store.tables import audit
 _FIELDS = ("at", "tenant_id", "actor", "action", "target", "detail")
 
 
-async def append_audit(database: Database, connection: Transaction, row: AuditRow) -> None:
-    """Write a row as a part of the transaction whose change it tells of, as its last statement.
+async def add_audit(database: Database, connection: Transaction, row: AuditRow) -> None:
+    """Write an entry in the transaction of what it tells of: both are stored, or neither.
 
-    One after the other: who reads on from a number misses none that was given earlier and committed later.
+    The last thing that a transaction does: entries are written one after the other, so that who reads on from
+    a number misses none that was given earlier and committed later.
     """
     await database.lock(connection, audit)
     await connection.execute(database.insert(audit), {name: getattr(row, name) for name in _FIELDS})
@@ -32,7 +33,7 @@ class SqlAuditBook:
         """See `AuditBook.write`."""
 
         async def work(connection: Transaction) -> None:
-            await append_audit(self._database, connection, row)
+            await add_audit(self._database, connection, row)
 
         await self._database.write(work, lane="audit")
 
@@ -51,13 +52,3 @@ class SqlAuditBook:
             ]
 
         return await self._database.read(work)
-
-
-async def add_audit(database: Database, connection: Transaction, row: AuditRow) -> None:
-    """Write an entry in the transaction of what it tells of: both are stored, or neither.
-
-    The last thing that a transaction does: entries are written one after the other, so that who reads on from
-    a number misses none that was given earlier and committed later.
-    """
-    await database.lock(connection, audit)
-    await connection.execute(database.insert(audit), {name: getattr(row, name) for name in _FIELDS})

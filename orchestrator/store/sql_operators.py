@@ -11,7 +11,7 @@ from orchestrator.store.backend import Transaction
 from orchestrator.store.books import OPERATOR_KEY_PREFIX, AuditRow, OperatorKeyRow
 from orchestrator.store.database import Database
 from orchestrator.store.key_secrets import HINT_CHARS, hash_of, new_key
-from orchestrator.store.sql_audit import append_audit
+from orchestrator.store.sql_audit import add_audit
 from orchestrator.store.tables import operator_keys
 
 
@@ -81,7 +81,7 @@ class SqlOperatorBook:
     async def _note(self, connection: Transaction, by: str | None, action: str, key_id: str) -> None:
         if by is not None:
             row = AuditRow(at=time.time(), tenant_id=None, actor=by, action=action, target=key_id)
-            await append_audit(self._database, connection, row)
+            await add_audit(self._database, connection, row)
 
 
 def _key(row: Row[Any]) -> OperatorKeyRow:

@@ -14,7 +14,7 @@ from orchestrator.store.books import AuditRow, KeyRow, Quota, Role, TenantRow, T
 from orchestrator.store.database import Database
 from orchestrator.store.doomed import doom
 from orchestrator.store.key_secrets import HINT_CHARS, could_be_key, hash_of, new_key
-from orchestrator.store.sql_audit import append_audit
+from orchestrator.store.sql_audit import add_audit
 from orchestrator.store.tables import api_keys, contexts, draws, runs, tenants, usage
 
 KEY_PREFIX = "rlm_"
@@ -282,7 +282,7 @@ class SqlTenantBook:
         row = AuditRow(
             at=time.time(), tenant_id=tenant_id, actor=by, action=action, target=target, detail=detail
         )
-        await append_audit(self._database, connection, row)
+        await add_audit(self._database, connection, row)
 
 
 def _new_tenant(name: str, rules: TenantRules) -> TenantRow:
