@@ -192,6 +192,10 @@ class ContextDesk:
             if not self._needed[context_id]:
                 del self._needed[context_id]
 
+    async def has_files(self) -> bool:
+        """Whether anybody's context is here, known or not."""
+        return await asyncio.to_thread(self._has_files)
+
     async def sweep(self) -> int:
         """Remove files without a row, which a killed server left; how many. Before anything is uploaded."""
         rows = await self._book.all_of(self._home)
@@ -350,6 +354,10 @@ class ContextDesk:
         with _writing(), suppress(FileNotFoundError), self._opened(row.tenant_id) as directory:
             os.unlink(_file_name(row), dir_fd=directory)
             os.fsync(directory)
+
+    def _has_files(self) -> bool:
+        with _writing():
+            return any(any(directory.iterdir()) for directory in self._root.iterdir())
 
     def _sweep(self, known: set[str]) -> int:
         removed = 0

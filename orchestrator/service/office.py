@@ -203,6 +203,7 @@ class ServiceOffice:
 
     async def open(self) -> None:
         """Take up what the server before left, and begin to look after what gets old."""
+        await self._recovery.check_home()
         await self._presence.enter()
         taken_up = await self._recovery.at_start()
         if taken_up:
@@ -641,6 +642,7 @@ async def open_office(parts: OfficeParts) -> AsyncIterator[ServiceOffice]:
 
     Raises:
         StoreError: The database does not answer, or the state directory takes no files.
+        MachineError: The state directory belongs to another database.
     """
     office = ServiceOffice(parts)
     try:

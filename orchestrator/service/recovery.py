@@ -16,7 +16,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from orchestrator.errors import CallerError
+from orchestrator.errors import CallerError, MachineError
 from orchestrator.ids import RunId, TenantId
 from orchestrator.runs.resuming import end_unresumed, settle
 from orchestrator.service.books import Books
@@ -48,6 +48,19 @@ class Recovery:
         self._execution = execution
         self._desk = desk
         self._presence = presence
+
+    async def check_home(self) -> None:
+        """Refuse a state directory of another database: its contexts would be taken for leftovers.
+
+        Raises:
+            MachineError: It has contexts, and this database has never heard of it.
+            StoreError: The database does not answer.
+        """
+        if not await self._books.homes.knows(self._presence.home) and await self._desk.has_files():
+            raise MachineError(
+                "the state directory has contexts that this database knows nothing of: start the server on "
+                "the database that it was used with, or on an empty state directory"
+            )
 
     async def at_start(self) -> int:
         """Take up everything, before anybody may ask for anything; how many runs.

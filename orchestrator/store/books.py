@@ -545,6 +545,10 @@ class HomeBook(Protocol):
     over. So there is one at a time who can write to a run tree, whoever else believes to be.
     """
 
+    async def knows(self, home: str) -> bool:
+        """Whether it was ever entered here, or has contexts here."""
+        ...
+
     async def enter(self, home: str, *, lease_s: float) -> int:
         """A server is there; the epoch that begins with it. Whoever was before is so no more."""
         ...

@@ -15,7 +15,7 @@ from orchestrator.store.clock import database_now
 from orchestrator.store.database import Database
 from orchestrator.store.sql_audit import add_audit
 from orchestrator.store.sql_heads import HEAD, head_of
-from orchestrator.store.tables import homes, runs
+from orchestrator.store.tables import contexts, homes, runs
 
 _TAKEN_OVER = "this server was not heard of for too long, and another one has settled its runs"
 _SETTLED = ""
@@ -27,6 +27,17 @@ class SqlHomeBook:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def knows(self, home: str) -> bool:
+        """See `HomeBook.knows`."""
+        entered = exists().where(homes.c.home == home)
+        # A database that was of the first version has contexts, and no homes.
+        kept = exists().where(contexts.c.home == home)
+
+        async def work(connection: Transaction) -> bool:
+            return bool((await connection.execute(select(or_(entered, kept)))).scalar_one())
+
+        return await self._database.read(work)
 
     async def enter(self, home: str, *, lease_s: float) -> int:
         """See `HomeBook.enter`."""

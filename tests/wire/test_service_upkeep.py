@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import ConflictError, NotFoundError
+from orchestrator.errors import ConflictError, MachineError, NotFoundError
 from orchestrator.ids import RunId
 from orchestrator.service.clock import ClockJudge
 from orchestrator.service.port import Caller, Question
@@ -16,7 +16,7 @@ from orchestrator.service.recovery import Recovery
 from orchestrator.store.books import Role, RunFilter, RunRow, RunState, TenantRules
 from tests.databases import new_store_url, postgres, store_url
 from tests.fakes.model import FakeModel, runs, when
-from tests.fakes.service import Server, open_server, short_directory
+from tests.fakes.service import Server, new_database, open_server, short_directory
 
 __all__ = ["new_store_url", "postgres", "store_url"]
 
@@ -157,6 +157,25 @@ async def test_a_clock_that_is_set_in_the_middle_of_runs_ends_none_of_them(
         go.set()
         for run in created:
             assert (await ended(server, caller, run.run_id)).outcome == "answered"
+
+
+async def test_a_state_directory_with_another_databases_contexts_is_refused_however_often_and_keeps_them(
+    directory: Path,
+) -> None:
+    model = FakeModel(otherwise=ANSWERS)
+    async with open_server(directory, model) as server:
+        caller = await a_caller(server)
+        run = (await server.office.create_run(caller, asking())).run
+        await ended(server, caller, run.run_id)
+        kept = files(server)
+    assert kept
+    other = await new_database(directory / "other.db")
+    for _ in range(2):
+        with pytest.raises(MachineError, match="this database knows nothing of"):
+            async with open_server(directory, model, store_url=other):
+                pass
+    async with open_server(directory, model) as server:
+        assert files(server) == kept
 
 
 async def test_a_text_whose_run_was_refused_goes_in_the_end(
