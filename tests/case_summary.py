@@ -2,7 +2,7 @@
 
 `--case-summary=DIR` writes DIR/security.md and DIR/security.json, prints what was not tested, and fails a
 session that leaves a case open (`tests/cases.py` has the rules). A session that runs only some of the tests
-writes what it saw with `--case-record=FILE`, and the one after it counts that too with `--case-before=FILE`.
+writes what it saw with `--case-record=FILE`, and one after it counts that too with `--case-before=FILE`.
 Without any of them only unknown ids are refused.
 
 What a test says reaches the controlling process in the properties of its report, so that parallel runs are
@@ -23,7 +23,13 @@ from tests.cases import LANES, Ran, as_json, as_markdown, judge, loud, read_cata
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--case-summary", metavar="DIR", help="write what was shown of the attack cases to DIR")
     parser.addoption("--case-record", metavar="FILE", help="write what tests of attack cases did to FILE")
-    parser.addoption("--case-before", metavar="FILE", help="count what an earlier session wrote to FILE")
+    parser.addoption(
+        "--case-before",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="count what an earlier session wrote to FILE; may be given more than once",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -104,16 +110,16 @@ class _Record(_Seen):
 
 
 class _Summary(_Seen):
-    """Of one session, or of two."""
+    """Of one session, and of those before it that it counts too."""
 
-    def __init__(self, directory: Path, *, before: str | None) -> None:
+    def __init__(self, directory: Path, *, before: Sequence[str]) -> None:
         super().__init__()
         self._directory = directory
         self._lines: list[str] = []
-        if before:
-            earlier = json.loads(Path(before).read_text())
-            self._ran = {each["test"]: Ran(**each) for each in earlier["ran"]}
-            self._differences = earlier["differences"]
+        for file in before:
+            earlier = json.loads(Path(file).read_text())
+            self._ran |= {each["test"]: Ran(**each) for each in earlier["ran"]}
+            self._differences |= earlier["differences"]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         shown = judge(read_catalogue(), self._ran.values())

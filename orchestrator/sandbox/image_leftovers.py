@@ -80,7 +80,7 @@ def _is_ours(name: str, labels: Mapping[str, str]) -> bool:
 
 
 def find(client: docker.DockerClient, *, kept_ids: Set[str], kept_names: Set[str]) -> list[Leftover]:
-    """What former versions and builds have left in the engine.
+    """What former versions and builds have left in the engine, by name, what has none last.
 
     Raises:
         EngineError: The engine does not answer.
@@ -98,7 +98,9 @@ def find(client: docker.DockerClient, *, kept_ids: Set[str], kept_names: Set[str
         )
         for image in images
     ]
-    return leftovers(held, used=used, kept_ids=kept_ids, kept_names=kept_names)
+    found = leftovers(held, used=used, kept_ids=kept_ids, kept_names=kept_names)
+    # The engine lists images that were made in the same second in any order.
+    return sorted(found, key=lambda one: (not one.names, one.name))
 
 
 def remove(client: docker.DockerClient, leftover: Leftover) -> str:

@@ -93,8 +93,8 @@ class Guest:
         async with grpc.aio.insecure_channel(self._address) as channel:
             self._broker = broker_pb2_grpc.BrokerServiceStub(channel)
             stream = sandbox_pb2_grpc.SandboxServiceStub(channel).Attach()
-            await stream.write(_request(hello=sandbox_pb2.Hello(protocol_version=1, hash_seed=1)))
             try:
+                await stream.write(_request(hello=sandbox_pb2.Hello(protocol_version=1, hash_seed=1)))
                 async for message in stream:
                     if message.WhichOneof("message") == "run_cell":
                         await self._run(message.run_cell, stream.write)

@@ -1,6 +1,7 @@
 """Recursion under limits far smaller than the tree: nothing may wait for ever, and no bill may be missing."""
 
 import asyncio
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -33,6 +34,9 @@ from tests.fakes.in_process_driver import InProcessDriver
 
 pytestmark = pytest.mark.timeout(240)
 
+WIDTH = int(os.environ.get("RLM_TEST_WIDTH", "5"))
+"""Child runs of each run: 781 runs in all, and 4,681 with the 8 of `make test-service`."""
+
 
 @dataclass
 class TreeModel:
@@ -48,7 +52,7 @@ class TreeModel:
     async def complete(self, request: ModelRequest) -> Completion:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.002)
         self.in_flight -= 1
         self.served += 1
         _, depth = task_of(request.conversation)
@@ -133,12 +137,12 @@ async def test_a_tree_ends_with_room_for_one_chain_and_one_call(
     assert tenant.drawn == tally.confirmed.plus(Amounts(child_runs=runs - 1))
 
 
-async def test_depth_4_and_width_8_under_two_provider_calls(instance: Instance) -> None:
-    runs = sum(8**level for level in range(5))
-    model, driver = TreeModel(4, 8), InProcessDriver()
+async def test_a_tree_of_depth_4_ends_under_two_provider_calls_however_wide(instance: Instance) -> None:
+    runs = sum(WIDTH**level for level in range(5))
+    model, driver = TreeModel(4, WIDTH), InProcessDriver()
     result, tally, _ = await grow(instance, driver, model, sandboxes=12, concurrency=2)
     assert (result.outcome, result.answer) == (Outcome.ANSWERED, str(runs))
-    assert driver.started == runs == 4_681
+    assert driver.started == runs
     assert driver.live_at_most <= 12
     assert model.most_in_flight == 2
     assert tally.confirmed.calls == runs
