@@ -42,6 +42,7 @@ app.add_typer(remote.contexts, name="contexts")
 app.command()(remote.usage)
 app.add_typer(books.tenants, name="tenants")
 app.add_typer(books.keys, name="keys")
+app.command()(books.audit)
 
 
 class Runtime(StrEnum):

@@ -1,4 +1,5 @@
-"""`rlm tenants` and `rlm keys`: their arguments. They work on the service's database itself, or ask a server.
+"""`rlm tenants`, `rlm keys` and `rlm audit`: their arguments. They work on the service's database
+itself; the first two may also ask a server.
 
 What they do is imported when it is done.
 """
@@ -291,6 +292,26 @@ def keys_revoke(
         from orchestrator.cli.books import keys as command  # noqa: PLC0415 - as above
 
         command.revoke(place, tenant, key_id, as_json=as_json)
+
+
+@with_options(_store, _read_store, "store")
+def audit(
+    *,
+    tenant: Annotated[
+        str, typer.Argument(metavar="[TENANT]", help="Its name or its id; all unless given.")
+    ] = "",
+    after: Annotated[
+        int, typer.Option(metavar="NUMBER", min=0, help="Only what came behind this entry.")
+    ] = 0,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=100_000)] = 1_000,
+    store: Store,
+    as_json: _Json = False,
+) -> None:
+    """Show who did what, oldest first: on the service's machine alone."""
+    with held_signals.held():
+        from orchestrator.cli.books import audit as command  # noqa: PLC0415 - sqlalchemy
+
+        command.show(store.url, tenant, after=after, limit=limit, as_json=as_json)
 
 
 def _check_whose(tenant: str, *, operator: bool, place: Place) -> None:

@@ -13,8 +13,9 @@ from orchestrator.cli.books.store_desk import StoreDesk
 from orchestrator.cli.exits import Exit
 from orchestrator.errors import MachineError
 from orchestrator.service.admin import AdminOffice
-from orchestrator.store.books import OperatorBook
+from orchestrator.store.books import AuditBook, OperatorBook, TenantBook
 from orchestrator.store.database import open_database
+from orchestrator.store.sql_audit import SqlAuditBook
 from orchestrator.store.sql_operators import SqlOperatorBook
 from orchestrator.store.sql_tenants import SqlTenantBook
 
@@ -28,7 +29,9 @@ class Books:
     """What the commands work on."""
 
     desk: StoreDesk
+    tenants: TenantBook
     operators: OperatorBook
+    audit: AuditBook
 
 
 def carry_out(url: str, work: Callable[[Books], Coroutine[Any, Any, T]]) -> T:
@@ -44,9 +47,9 @@ def carry_out(url: str, work: Callable[[Books], Coroutine[Any, Any, T]]) -> T:
 
     async def opened() -> T:
         async with open_database(url) as database:
-            operators = SqlOperatorBook(database)
-            desk = StoreDesk(AdminOffice(SqlTenantBook(database), operators))
-            return await work(Books(desk, operators))
+            tenants, operators = SqlTenantBook(database), SqlOperatorBook(database)
+            desk = StoreDesk(AdminOffice(tenants, operators))
+            return await work(Books(desk, tenants, operators, SqlAuditBook(database)))
 
     try:
         return asyncio.run(signals.until_stopped(opened(), lambda _count: None))

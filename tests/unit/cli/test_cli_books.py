@@ -239,3 +239,27 @@ def test_what_contradicts_itself_is_refused_before_anything_is_opened(
     assert result.exit_code == 2
     assert why in " ".join(result.stderr.replace("│", " ").split())
     assert not operator.file.exists()
+
+
+def test_the_audit_log_is_read_in_order_from_any_entry_on_and_by_tenant(operator: Operator) -> None:
+    acme = operator.does("tenants", "add", "acme")["tenant_id"]
+    other = operator.does("tenants", "add", "other")["tenant_id"]
+    operator.does("keys", "add", "acme", "--role", "read")
+    entries = operator.does("audit")["entries"]
+    assert [entry["number"] for entry in entries] == sorted(entry["number"] for entry in entries)
+    assert {entry["tenant_id"] for entry in entries} == {acme, other}
+    assert {entry["actor"] for entry in entries} == {"operator"}
+    mine = operator.does("audit", "acme")["entries"]
+    assert mine == [entry for entry in entries if entry["tenant_id"] == acme]
+    assert mine[-1]["action"] == "AddKey"
+    assert operator.does("audit", "--after", entries[0]["number"], "--limit", 1)["entries"] == entries[1:2]
+    shown = operator.types("audit", "acme").stdout.splitlines()
+    assert len(shown) == len(mine)
+    assert "AddKey" in shown[-1]
+
+
+def test_the_audit_log_of_a_removed_tenant_is_found_by_its_id_and_of_none_is_told(operator: Operator) -> None:
+    gone = operator.does("tenants", "add", "gone")["tenant_id"]
+    operator.does("tenants", "remove", "gone")
+    assert operator.does("audit", gone)["entries"][-1]["action"] == "RemoveTenant"
+    assert isinstance(operator.types("audit", "gone").exception, NotFoundError)
