@@ -202,7 +202,10 @@ _OPERATORS = ""
 
 
 def _parts(asked: Asked) -> dict[str, Any]:
-    return {item.name: getattr(asked, item.name) for item in fields(Asked)}
+    """What was asked, to be answered from: the body moves, since it may be long and is not kept twice."""
+    parts = {item.name: getattr(asked, item.name) for item in fields(Asked)}
+    asked.body = None
+    return parts
 
 
 async def _let_in(route: Route, request: Request, held: HeldRoom) -> Asked:
