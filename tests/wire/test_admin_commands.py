@@ -117,6 +117,7 @@ async def life(shell: Shell) -> list[Any]:
     return [alike(one) for one in said]
 
 
+@pytest.mark.long
 async def test_both_ways_say_the_same_of_a_tenants_whole_life(server: Server, tmp_path: Path) -> None:
     beside = Shell(tmp_path, ("--store", f"sqlite:///{tmp_path}/other.db"), "")
     through = Shell(tmp_path, ("--server", server.port.address), await server.operator())
