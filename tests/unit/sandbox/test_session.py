@@ -178,7 +178,8 @@ async def test_a_second_attach_is_refused_and_the_first_goes_on(session: Sandbox
         await first.hello()
         await session.ready_within(SOON_S)
         second = attach()
-        await second.hello()
+        with suppress(grpc.aio.AioRpcError):  # the refusal may come before it has said anything
+            await second.hello()
         assert await second.code() is grpc.StatusCode.FAILED_PRECONDITION
         await session.lease(max_concurrent_calls=4, max_str_bytes=1_000)
         assert isinstance(await first.receive(), pb.Lease)
