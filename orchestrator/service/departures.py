@@ -4,12 +4,11 @@ A run whose tenant is gone has no row, and so nothing of it is stored any more; 
 calls that were in flight goes into the ledger, which outlives everything (`store.sql_events`).
 """
 
-import asyncio
 import logging
 
-from orchestrator.errors import StoreError
 from orchestrator.ids import TenantId
 from orchestrator.service.execution import Execution
+from orchestrator.service.upkeep import again_and_again
 from orchestrator.store.books import TenantBook
 
 _log = logging.getLogger(__name__)
@@ -31,14 +30,9 @@ class Departures:
 
     async def look_on(self) -> None:
         """Look now and then, for ever."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            try:
-                await self.look()
-            except StoreError as error:
-                _log.warning("whether tenants were removed is not known now: %s", error)
-            except Exception:
-                _log.exception("the runs of removed tenants could not be ended")
+        await again_and_again(
+            self.look, every_s=LOOK_EVERY_S, log=_log, failure="runs of removed tenants may go on"
+        )
 
     async def look(self) -> None:
         """Ask about all tenants that have runs here, once.

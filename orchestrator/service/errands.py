@@ -27,6 +27,7 @@ from orchestrator.service.execution import Execution
 from orchestrator.service.presence import Presence
 from orchestrator.service.recovery import Recovery
 from orchestrator.service.retention import Retention
+from orchestrator.service.upkeep import again_and_again
 from orchestrator.store.books import AuditRow, TakenOver, Wish
 
 _log = logging.getLogger(__name__)
@@ -114,16 +115,15 @@ class Errands:
 
     async def beat_on(self) -> None:
         """Be there for the other servers, and look after those that are not, for ever."""
-        while True:
-            try:
-                await self._beat()
-                await self._retention.bury()
-                await self._take_over()
-            except StoreError as error:
-                _log.warning("this server may not be heard of now: %s", error)
-            except Exception:
-                _log.exception("something that this server does for others failed")
-            await asyncio.sleep(self._presence.beat_every_s)
+        every_s = self._presence.beat_every_s
+        await again_and_again(
+            self._be_there, every_s=every_s, log=_log, failure="this server may not be heard of now"
+        )
+
+    async def _be_there(self) -> None:
+        await self._beat()
+        await self._retention.bury()
+        await self._take_over()
 
     async def _beat(self) -> None:
         if not self._is_out:

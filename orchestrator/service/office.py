@@ -58,6 +58,7 @@ from orchestrator.service.rules import (
     decide,
 )
 from orchestrator.service.standing import Standing
+from orchestrator.service.upkeep import again_and_again
 from orchestrator.service.watching import Watching
 from orchestrator.shielding import run_shielded
 from orchestrator.store.books import (
@@ -208,7 +209,10 @@ class ServiceOffice:
         taken_up = await self._recovery.at_start()
         if taken_up:
             _log.info("%d runs that had not ended were taken up", taken_up)
-        self._begin(self._sweep_now_and_then())
+        sweep = self._retention.sweep
+        self._begin(
+            again_and_again(sweep, every_s=SWEEP_EVERY_S, log=_log, failure="what is too old is still there")
+        )
         self._begin(self._errands.beat_on())
         self._begin(self._errands.look_on())
         self._begin(self._standing.look_on())
@@ -617,16 +621,6 @@ class ServiceOffice:
             await self._errands.take_up(tenant_id, run_id)
         except StoreError as error:
             _log.warning("run %s stays interrupted: %s", run_id, error)
-
-    async def _sweep_now_and_then(self) -> None:
-        while True:
-            try:
-                await self._retention.sweep()
-            except StoreError as error:
-                _log.warning("what is too old could not be deleted: %s", error)
-            except Exception:
-                _log.exception("what is too old could not be deleted")
-            await asyncio.sleep(SWEEP_EVERY_S)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -10,7 +10,6 @@ Rules:
    `UnavailableError`: their clients come again, and show their key.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import StoreError, UnauthenticatedError, UnavailableError
 from orchestrator.service.port import Caller
+from orchestrator.service.upkeep import again_and_again
 from orchestrator.store.books import TenantBook
 
 _log = logging.getLogger(__name__)
@@ -95,14 +95,9 @@ class Standing:
 
     async def look_on(self) -> None:
         """Look now and then, for ever."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            try:
-                await self.look()
-            except StoreError as error:
-                _log.warning("the keys of open streams could not be looked up: %s", error)
-            except Exception:
-                _log.exception("the keys of open streams could not be looked up")
+        await again_and_again(
+            self.look, every_s=LOOK_EVERY_S, log=_log, failure="the keys of open streams are not looked up"
+        )
 
     async def look(self) -> None:
         """Look all of them up once.
