@@ -34,8 +34,8 @@ from tests.fakes.in_process_driver import InProcessDriver
 
 pytestmark = pytest.mark.timeout(240)
 
-WIDTH = int(os.environ.get("RLM_TEST_WIDTH", "5"))
-"""Child runs of each run: 781 runs in all, and 4,681 with the 8 of `make test-service`."""
+WIDTH = int(os.environ.get("RLM_TEST_WIDTH", "4"))
+"""Child runs of each run: 341 runs in all, and 4,681 with the 8 of `make test-service`."""
 
 
 @dataclass
