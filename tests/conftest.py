@@ -1,5 +1,7 @@
 """What holds for every test."""
 
+import signal
+
 from hypothesis import settings
 
 pytest_plugins = ["tests.case_summary"]
@@ -8,3 +10,7 @@ pytest_plugins = ["tests.case_summary"]
 # still ends what hangs.
 settings.register_profile("rlm", deadline=None)
 settings.load_profile("rlm")
+
+# A shell ignores Ctrl-C for what it starts in the background, and every process that a test starts would too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

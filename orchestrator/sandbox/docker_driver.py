@@ -70,6 +70,8 @@ def ending_of(state: Mapping[str, Any]) -> Ending:
     """What the `State` of an inspected container says."""
     if state["Running"]:
         return Ending.RUNNING
+    if state["Status"] == "removing":
+        return Ending.GONE
     if state["ExitCode"] != _SIGKILLED:
         # Also with OOMKilled, which is set when the kernel took only a child of the worker.
         return Ending.EXITED

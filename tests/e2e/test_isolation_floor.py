@@ -310,14 +310,13 @@ def rlm_run(script: Path, context: Path, events: Path, settings: Settings) -> It
     command += ["--model", f"scripted:{script}", "--events", str(events)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RLM_")}
     environment |= {"RLM_STATE_DIR": str(settings.state_dir), "RLM_IMAGE": settings.image}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for_cell(events: Path, *, depth: int, process: subprocess.Popen[str]) -> None:

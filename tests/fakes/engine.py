@@ -81,7 +81,7 @@ def faithful(body: Mapping[str, Any]) -> JsonObject:
         "Id": CONTAINER,
         "Config": {name: value for name, value in body.items() if name != "HostConfig"},
         "HostConfig": host_config,
-        "State": {"Running": True, "Pid": 0, "OOMKilled": False, "ExitCode": 0},
+        "State": {"Status": "running", "Running": True, "Pid": 0, "OOMKilled": False, "ExitCode": 0},
     }
 
 

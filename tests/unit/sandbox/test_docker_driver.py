@@ -116,7 +116,16 @@ async def test_the_whole_life_of_a_sandbox_takes_these_calls_and_no_others(tmp_p
 def test_the_engines_flag_counts_only_for_a_process_that_was_killed(
     running: bool, exit_code: int, oom_killed: bool, ending: Ending
 ) -> None:
-    assert ending_of({"Running": running, "ExitCode": exit_code, "OOMKilled": oom_killed}) is ending
+    status = "running" if running else "exited"
+    state = {"Status": status, "Running": running, "ExitCode": exit_code, "OOMKilled": oom_killed}
+    assert ending_of(state) is ending
+
+
+def test_a_container_that_somebody_is_removing_is_gone() -> None:
+    """On a busy machine the engine takes seconds from killing it to forgetting it."""
+    state = {"Status": "removing", "Running": False, "ExitCode": 137, "OOMKilled": False}
+    assert ending_of(state) is Ending.GONE
+    assert ending_of(state | {"Running": True, "ExitCode": 0, "Status": "running"}) is Ending.RUNNING
 
 
 async def test_a_sandbox_that_the_engine_does_not_start_is_named(tmp_path: Path) -> None:
