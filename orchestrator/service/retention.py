@@ -65,23 +65,26 @@ class Retention:
         """
         deleted = 0
         tenants = await self._books.tenants.tenants()
-        if not await self._believes_the_clock(tenants):
+        now = await self._believed_time(tenants)
+        if now is None:
             return 0
         for tenant in tenants:
-            deleted += await self._sweep(tenant, time.time())
+            deleted += await self._sweep(tenant, now)
         if deleted:
             _log.info("%d runs and contexts were deleted, as their tenants' retention says", deleted)
         return deleted
 
-    async def _believes_the_clock(self, tenants: Sequence[TenantRow]) -> bool:
+    async def _believed_time(self, tenants: Sequence[TenantRow]) -> float | None:
         newest_s = None if self._clock.has_looked else await self._newest_s(tenants)
-        doubt = self._clock.look(time.time(), self._steady_s(), newest_s=newest_s)
+        # Read once: a clock that is set after this look is not the one that was believed.
+        now = time.time()
+        doubt = self._clock.look(now, self._steady_s(), newest_s=newest_s)
         if doubt and not self._doubt:
             _log.warning("nothing is deleted for its age: %s; look at the date of this machine", doubt)
         elif self._doubt and not doubt:
             _log.info("what is too old is deleted again")
         self._doubt = doubt
-        return not doubt
+        return None if doubt else now
 
     async def _newest_s(self, tenants: Sequence[TenantRow]) -> float | None:
         """When the newest run was created."""
