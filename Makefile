@@ -3,6 +3,8 @@
 .DEFAULT_GOAL := help
 # In the order they are written: checks read best one after the other, and set-up steps build on each other.
 .NOTPARALLEL:
+# Tests start hundreds of interpreters: without bytecode on the disk each compiles everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 VENV := .venv
