@@ -61,7 +61,7 @@ class AnthropicClient:
 
     async def aclose(self) -> None:
         """See `ModelClient`."""
-        self._in_flight.close()
+        await self._in_flight.close()
         await self._connection.sdk.close()
 
     async def _attempt(self, params: Json, timeout_s: float) -> Completion | ModelError:

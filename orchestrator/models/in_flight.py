@@ -1,8 +1,13 @@
+"""Attempts under way, and how all of them end when their client is closed."""
+
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from orchestrator.errors import Billing, ModelError
+
+_ENDS_S = 5.0
+"""An attempt that was ended and lets go of its connection takes one turn of the event loop or a few."""
 
 
 class InFlight:
@@ -11,6 +16,7 @@ class InFlight:
     def __init__(self) -> None:
         self._limits: set[asyncio.Timeout] = set()
         self._closed = False
+        self._idle = asyncio.Event()
 
     @asynccontextmanager
     async def attempt(self, timeout_s: float) -> AsyncIterator[None]:
@@ -25,6 +31,7 @@ class InFlight:
         try:
             async with limit:
                 self._limits.add(limit)
+                self._idle.clear()
                 yield
         except TimeoutError:
             if not limit.expired():
@@ -34,11 +41,17 @@ class InFlight:
             raise ModelError(why, billing=Billing.UNKNOWN, retryable=not self._closed) from None
         finally:
             self._limits.discard(limit)
+            if not self._limits:
+                self._idle.set()
 
-    def close(self) -> None:
-        """End every attempt under way and let no other begin."""
+    async def close(self) -> None:
+        """Let no other attempt begin, and end every one under way: when this returns, each knows why."""
         self._closed = True
         for limit in self._limits:
             # One that has run out is ending already, and may not be changed.
             if not limit.expired():
                 limit.reschedule(asyncio.get_running_loop().time())
+        if self._limits:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ENDS_S):
+                    await self._idle.wait()

@@ -161,7 +161,7 @@ class ScriptedClient:
 
     async def aclose(self) -> None:
         """See `ModelClient`."""
-        self._in_flight.close()
+        await self._in_flight.close()
 
     async def _sub_call(self, request: ModelRequest) -> Reply:
         try:

@@ -222,6 +222,18 @@ async def test_closing_fails_the_calls_in_flight_and_all_later_ones(opens: Opens
         assert caught.value.billing is Billing.NOTHING
 
 
+async def test_closing_fails_a_call_whatever_it_is_at(opens: Opens) -> None:
+    for moments in range(24):
+        async with opens(Scene(hangs=True)) as client:
+            call = asyncio.create_task(client.complete(SUB_CALL))
+            for _ in range(moments):
+                await asyncio.sleep(0)
+            await client.aclose()
+            (outcome,) = await asyncio.gather(call, return_exceptions=True)
+            assert isinstance(outcome, ModelError)
+            assert not outcome.retryable, f"after {moments} turns of the event loop"
+
+
 async def test_many_calls_side_by_side_do_not_disturb_each_other(opens: Opens) -> None:
     async with opens(Scene(turns=["1"])) as client:
         requests = [TURN if number % 2 else SUB_CALL for number in range(40)]

@@ -48,7 +48,7 @@ class ProviderClient:
     async def aclose(self) -> None:
         """See `ModelClient.aclose`. The provider process ends when it sees the channel's end."""
         # Calls in flight first: they are to hear that they were given up, and not that the process is gone.
-        self._in_flight.close()
+        await self._in_flight.close()
         self._replies.cancel()
         self._writer.transport.abort()
         await asyncio.wait((self._replies,))
