@@ -18,7 +18,7 @@ SECURITY := build/security
 UNIT_CASES := build/unit-cases.json
 # What tests are run unless they are named.
 DEFAULT := not local_model and not live and not air_gap and not long
-# They send signals to their own process, which a parallel run takes for its own.
+# They send signals to their own process, which a parallel run takes for its own: so in a process beside it.
 SIGNAL_TESTS := tests/unit/cli/test_cli_signals.py
 
 .PHONY: help setup engine image postgres-image demo bench test-security test-service fuzz local-model-packages test-local-model test-live wheelhouse bundle test-air-gap check format-check lint types imports protos-check unit types-and-unit test protos format clean
@@ -29,20 +29,20 @@ help: ## what can be made
 demo: setup image ## a question over a large log, answered from inside a real container
 	@$(BIN)/python -m demo
 
-# Whole runs first: among them are the longest files, and one of those left for the end would run alone.
+# Whole runs first: among them are the longest files, and one of those left for the end would run alone. Attack
+# cases as in `test-security`, but in one go with the others.
 test: check image postgres-image ## everything that a change must pass, containers included
 	@echo "test: in real containers"
-	@$(BIN)/python -m pytest tests/e2e tests --ignore=tests/unit -m 'not case and $(DEFAULT)' --numprocesses=4 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
-	@$(MAKE) --no-print-directory test-security UNIT="--ignore=tests/unit --case-before=$(UNIT_CASES)"
+	@rm -rf $(SECURITY) && mkdir -p $(SECURITY)
+	@$(BIN)/python -m pytest tests/e2e tests --ignore=tests/unit -m 'not alone and $(DEFAULT)' --numprocesses=4 --dist=loadfile --no-loadscope-reorder --case-record=$(SECURITY)/record.json $(PYTEST_ARGS); first=$$?; \
+		$(BIN)/python -m pytest tests --ignore=tests/unit -m 'alone and $(DEFAULT)' --quiet --case-before=$(UNIT_CASES) --case-before=$(SECURITY)/record.json --case-summary=$(SECURITY) $(PYTEST_ARGS) && exit $$first
 
 # Side by side first: these tests wait much of their time. Then those that measure, one after the other.
-# UNIT says how to come by what unit tests show: by running them, unless their record is there.
-UNIT :=
 test-security: image ## every attack case, on both runtimes; what was shown goes to build/security/security.md
 	@echo "test: attack cases"
 	@rm -rf $(SECURITY) && mkdir -p $(SECURITY)
-	@$(BIN)/python -m pytest tests $(filter --ignore=%,$(UNIT)) -m 'case and not alone and $(DEFAULT)' --quiet --numprocesses=3 --dist=loadfile --case-record=$(SECURITY)/record.json $(PYTEST_ARGS); first=$$?; \
-		$(BIN)/python -m pytest tests $(UNIT) -m 'case and alone and $(DEFAULT)' --quiet --case-before=$(SECURITY)/record.json --case-summary=$(SECURITY) $(PYTEST_ARGS) && exit $$first
+	@$(BIN)/python -m pytest tests -m 'case and not alone and $(DEFAULT)' --quiet --numprocesses=3 --dist=loadfile --case-record=$(SECURITY)/record.json $(PYTEST_ARGS); first=$$?; \
+		$(BIN)/python -m pytest tests -m 'case and alone and $(DEFAULT)' --quiet --case-before=$(SECURITY)/record.json --case-summary=$(SECURITY) $(PYTEST_ARGS) && exit $$first
 
 test-service: image postgres-image ## the service under 50 kills, two tenants with 100 runs each, a tree of 4,681 runs, long tests (9 minutes)
 	@RLM_TEST_KILLS=50 RLM_TEST_RUNS=100 RLM_TEST_WIDTH=8 $(BIN)/python -m pytest tests/e2e/test_service_kills.py tests/e2e/test_two_tenants.py tests/wire/test_deep_trees.py --quiet $(PYTEST_ARGS)
@@ -117,8 +117,9 @@ protos-check: setup
 
 unit: setup ## the unit tests alone
 	@echo "check: unit tests"
-	@$(BIN)/python -m pytest tests/unit --ignore=$(SIGNAL_TESTS) --numprocesses=2 --quiet --case-record=$(UNIT_CASES) $(PYTEST_ARGS)
-	@$(BIN)/python -m pytest $(SIGNAL_TESTS) --quiet $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SIGNAL_TESTS) --quiet $(PYTEST_ARGS) & signals=$$!; \
+		$(BIN)/python -m pytest tests/unit --ignore=$(SIGNAL_TESTS) --numprocesses=2 --quiet --case-record=$(UNIT_CASES) $(PYTEST_ARGS); unit=$$?; \
+		wait $$signals && exit $$unit
 
 setup: $(INSTALLED) ## a virtual environment in .venv
 

@@ -1,5 +1,6 @@
 """Brings a database's tables up to what this version needs. The steps are in `migrations/versions`."""
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -23,11 +24,26 @@ def upgrade(connection: Connection, *, up_to: str = "head") -> None:
     Raises:
         StoreError: The database has steps that this version does not know.
     """
+    last, known = _steps()
+    taken = MigrationContext.configure(connection).get_current_heads()
+    if not known.issuperset(taken):
+        raise StoreError("the database was used by a later version of rlm; this one can't read it")
+    if taken == (last,):
+        return
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, up_to)
+
+
+@cache
+def _steps() -> tuple[str | None, frozenset[str]]:
+    """The last one, and all. To read them takes as long as to take them."""
+    scripts = ScriptDirectory.from_config(_config())
+    return scripts.get_current_head(), frozenset(one.revision for one in scripts.walk_revisions())
+
+
+def _config() -> Config:
     config = Config()
     # Alembic's configuration expands %(...)s.
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if not known.issuperset(MigrationContext.configure(connection).get_current_heads()):
-        raise StoreError("the database was used by a later version of rlm; this one can't read it")
-    command.upgrade(config, up_to)
+    return config
