@@ -8,7 +8,7 @@ Rules:
 3. The one whose turn it is waits for its room, and nobody slips past: what wants many units at once is not
    starved by what wants one. Only a tenant that would then have more than it may (`most`) is passed over, all
    of it, until it has given something back. One that has nothing never is: it asked when it might have more.
-   Where a tenant was given a room of its own (`set_room`), what would not fit into it waits in any case.
+   But where a tenant was given a room (`set_room`), that counts, and what would not fit into it waits.
 4. What is had at once is never more than there is, unless there has become less.
 
 What follows from them. Let T tenants wait, one of them B, which has nothing, and let all there is be taken.
@@ -86,8 +86,8 @@ class _Tenant(Generic[W]):
     """Trees of which somebody waits."""
 
     def may_have(self, count: int) -> bool:
-        if self.room is not None and self.has + count > self.room:
-            return False
+        if self.room is not None:
+            return self.has + count <= self.room
         return self.most is None or self.has + count <= self.most or not self.has
 
 
@@ -212,7 +212,8 @@ class FairLine(Generic[W]):
         return tenant.waits_for if tenant is not None else 0
 
     def set_room(self, tenant_id: TenantId, room: int | None) -> None:
-        """What a tenant may have from now on, until this says otherwise. What it has stays so.
+        """What a tenant may have from now on, until this says otherwise; whatever is asked with. What it has
+        stays so.
 
         Args:
             tenant_id: Whose it is.

@@ -85,7 +85,7 @@ class TenantRoom:
 
     def is_stale(self, around: TenantRooms, home: str, claim: Claim) -> bool:
         """Whether a claim would change anything that anybody waits for."""
-        if around.most is None or around.most != self.most:
+        if around.most is None or around.most != self.most or self.room.units > claim.keeps:
             return True
         is_short = self.is_contended or claim.wants > self.may_have or around.rooms[home].is_short
         return is_short and answer(around.most, around.rooms, home, claim).room != around.rooms[home]
