@@ -88,7 +88,10 @@ class TenantRoom:
         if around.most is None or around.most != self.most or self.room.units > claim.keeps:
             return True
         is_short = self.is_contended or claim.wants > self.may_have or around.rooms[home].is_short
-        return is_short and answer(around.most, around.rooms, home, claim).room != around.rooms[home]
+        if not is_short:
+            return False
+        told = answer(around.most, around.rooms, home, claim)
+        return told.may_have != self.may_have or told.room != around.rooms[home]
 
 
 class Rooms:

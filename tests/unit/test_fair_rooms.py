@@ -1,5 +1,6 @@
 """Rooms of several servers, and the whole of it as a machine of servers that claim whenever they like."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from orchestrator.fair_rooms import Answer, Claim, Room, answer, shares
+from orchestrator.ids import RunId
+from orchestrator.service.rooms import TenantRoom
+from orchestrator.store.books import TenantRooms
 
 
 def runs(chains: int, wants: int | None = None, units: int = 0) -> Room:
@@ -107,14 +111,21 @@ def test_who_waits_keeps_its_turn_and_who_has_begun_something_gets_a_later_one()
 
 
 @dataclass
+class _Tree:
+    run_id: RunId
+    chain: int
+    is_admitted: bool = False
+    more: int = 0
+    """Sandboxes that it has beyond its chain."""
+
+
+@dataclass
 class _Server:
     """What `service/rooms.py` does, without waiting for anything."""
 
-    may_have: int = 0
-    trees: list[list[int]] = field(default_factory=list)
-    """Of each run: its chain, how much of it is had in the line (0 or all), and others beyond it."""
+    mine: TenantRoom = field(default_factory=TenantRoom)
+    trees: list[_Tree] = field(default_factory=list)
     queued: list[int] = field(default_factory=list)
-    lacks: bool = False
     wide: int = 0
     """Sandboxes that its trees could use beyond their chains."""
     waited: int = 0
@@ -122,17 +133,14 @@ class _Server:
 
     @property
     def has(self) -> int:
-        return sum(had + more for _, had, more in self.trees)
+        return sum(tree.more + tree.is_admitted * tree.chain for tree in self.trees)
 
     @property
     def chains(self) -> int:
-        return sum(chain for chain, _, _ in self.trees)
+        return sum(tree.chain for tree in self.trees)
 
     def claim(self, asks: int = 0) -> Claim:
-        lacks = asks or (self.queued[0] if self.lacks and self.queued else 0)
-        chains = self.chains
-        wants = max(chains, min(40, chains + self.wide + lacks)) if chains else lacks
-        return Claim(chains=chains, wants=wants, keeps=max(self.has, self.may_have), asks=asks)
+        return self.mine.claim(self.has, self.chains + self.wide - self.has, 40, asks)
 
 
 HOMES = ("a", "b", "c")
@@ -143,12 +151,13 @@ class _World:
         self.most = most
         self.rooms: dict[str, Room] = {}
         self.servers = {home: _Server() for home in HOMES}
+        self.numbers = itertools.count()
 
     def send(self, home: str, asks: int = 0) -> Answer:
         server = self.servers[home]
         told = answer(self.most, self.rooms, home, server.claim(asks))
         self.rooms[home] = told.room
-        server.may_have = told.may_have
+        server.mine.heard(told)
         return told
 
     def ask(self, home: str) -> bool:
@@ -156,43 +165,57 @@ class _World:
         server = self.servers[home]
         if not server.queued:
             return False
-        told = self.send(home, asks=server.queued[0])
-        if told.is_granted:
-            server.trees.append([server.queued.pop(0), 0, 0])
-            server.lacks, server.waited = False, 0
+        mine, chain = server.mine, server.queued[0]
+        may_begin = (mine.most is not None and mine.fits(chain)) or self.send(home, asks=chain).is_granted
+        if may_begin:
+            tree = _Tree(RunId(f"{next(self.numbers)}"), server.queued.pop(0))
+            server.trees.append(tree)
+            mine.chains[tree.run_id], mine.lacks, server.waited = chain, None, 0
         else:
-            server.lacks = True
-        self.look(home)
-        return told.is_granted
+            mine.lacks = (RunId("first"), chain)
+            self.give_back(home)
+        self.serve(home)
+        return may_begin
 
     def look(self, home: str) -> None:
-        for _ in range(2):
+        mine = self.servers[home].mine
+        if home not in self.rooms:
+            return
+        mine.is_contended = any(room.is_short for other, room in self.rooms.items() if other != home)
+        around = TenantRooms(most=self.most, rooms=self.rooms)
+        if mine.is_stale(around, home, self.servers[home].claim()):
             self.send(home)
+            self.give_back(home)
         self.serve(home)
+
+    def give_back(self, home: str) -> None:
+        server = self.servers[home]
+        if server.mine.has_too_much(server.has):
+            self.send(home)
 
     def serve(self, home: str) -> None:
         """As the line does: chains first here, then whatever its trees can use."""
         server = self.servers[home]
         for tree in server.trees:
-            if not tree[1] and server.has + tree[0] <= server.may_have:
-                tree[1] = tree[0]
-        if all(had for _, had, _ in server.trees):
-            wide = server.wide - sum(more for _, _, more in server.trees)
-            for tree in server.trees[:1]:
-                tree[2] += max(0, min(wide, server.may_have - server.has))
+            if server.has + tree.chain <= server.mine.may_have:
+                tree.is_admitted = True
+        if server.trees and all(tree.is_admitted for tree in server.trees):
+            wide = server.wide - sum(tree.more for tree in server.trees)
+            server.trees[0].more += max(0, min(wide, server.mine.may_have - server.has))
 
     def narrow(self, home: str) -> None:
         """All beyond its chains end."""
         for tree in self.servers[home].trees:
-            tree[2] = 0
+            tree.more = 0
 
     def end(self, home: str, number: int) -> None:
         server = self.servers[home]
         if not server.trees:
             return
         tree = server.trees[number % len(server.trees)]
-        if tree[1]:
+        if tree.is_admitted:
             server.trees.remove(tree)
+            del server.mine.chains[tree.run_id]
             for other in HOMES:
                 self.servers[other].waited += other != home
 
@@ -204,8 +227,8 @@ class _World:
         assert sum(room.units for room in self.rooms.values()) <= self.most
         for home, server in self.servers.items():
             units = self.rooms.get(home, Room()).units
-            assert max(server.has, server.may_have) <= units
-            assert server.chains <= units, "what was begun has its chain"
+            assert max(server.has, server.mine.may_have) <= units
+            assert server.chains <= server.mine.may_have, "what was begun has its chain"
 
     def go_on(self) -> None:
         """One round in which everybody does what he can, and everything that can end does."""
