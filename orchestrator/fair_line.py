@@ -8,6 +8,7 @@ Rules:
 3. The one whose turn it is waits for its room, and nobody slips past: what wants many units at once is not
    starved by what wants one. Only a tenant that would then have more than it may (`most`) is passed over, all
    of it, until it has given something back. One that has nothing never is: it asked when it might have more.
+   But where a tenant was given a room (`set_room`), that counts, and what would not fit into it waits.
 4. What is had at once is never more than there is, unless there has become less.
 
 What follows from them. Let T tenants wait, one of them B, which has nothing, and let all there is be taken.
@@ -75,13 +76,18 @@ class _Tree(Generic[W]):
 
 @dataclass(slots=True)
 class _Tenant(Generic[W]):
+    room: int | None
     most: int | None = None
     has: int = 0
+    waits_for: int = 0
+    """Units, of all that wait."""
     trees: dict[Hashable, _Tree[W]] = field(default_factory=dict)
     ready: _FewestFirst[Hashable] = field(default_factory=_FewestFirst)
     """Trees of which somebody waits."""
 
     def may_have(self, count: int) -> bool:
+        if self.room is not None:
+            return self.has + count <= self.room
         return self.most is None or self.has + count <= self.most or not self.has
 
 
@@ -96,6 +102,7 @@ class FairLine(Generic[W]):
         """
         self._free = units
         self._tenants: dict[TenantId, _Tenant[W]] = {}
+        self._rooms: dict[TenantId, int] = {}
         self._ready: _FewestFirst[TenantId] = _FewestFirst()
         """Tenants of which somebody waits, and whose next may be served."""
         self._home: dict[W, tuple[TenantId, Hashable]] = {}
@@ -124,12 +131,13 @@ class FairLine(Generic[W]):
         """
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
-            tenant = self._tenants[tenant_id] = _Tenant()
+            tenant = self._tenants[tenant_id] = _Tenant(self._rooms.get(tenant_id))
         tenant.most = most
         its_tree = tenant.trees.get(tree)
         if its_tree is None:
             its_tree = tenant.trees[tree] = _Tree()
         its_tree.waiting[waiter] = wants
+        tenant.waits_for += wants
         self._home[waiter] = (tenant_id, tree)
         self._place(tenant_id, tenant, tree, its_tree)
 
@@ -142,7 +150,7 @@ class FairLine(Generic[W]):
             return False
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
-            tenant = self._tenants[tenant_id] = _Tenant()
+            tenant = self._tenants[tenant_id] = _Tenant(self._rooms.get(tenant_id))
         its_tree = tenant.trees.get(tree)
         if its_tree is None:
             its_tree = tenant.trees[tree] = _Tree()
@@ -159,7 +167,7 @@ class FairLine(Generic[W]):
         tenant_id, tree = home
         tenant = self._tenants[tenant_id]
         its_tree = tenant.trees[tree]
-        del its_tree.waiting[waiter]
+        tenant.waits_for -= its_tree.waiting.pop(waiter)
         self._place(tenant_id, tenant, tree, its_tree)
         return True
 
@@ -173,6 +181,7 @@ class FairLine(Generic[W]):
         if wants > self._free:
             return None
         del its_tree.waiting[waiter], self._home[waiter]
+        tenant.waits_for -= wants
         self._move(tenant_id, tenant, tree, its_tree, wants)
         return waiter
 
@@ -196,6 +205,28 @@ class FairLine(Generic[W]):
         """Units that a tenant has."""
         tenant = self._tenants.get(tenant_id)
         return tenant.has if tenant is not None else 0
+
+    def awaited_by(self, tenant_id: TenantId) -> int:
+        """Units that all who wait of a tenant want."""
+        tenant = self._tenants.get(tenant_id)
+        return tenant.waits_for if tenant is not None else 0
+
+    def set_room(self, tenant_id: TenantId, room: int | None) -> None:
+        """What a tenant may have from now on, until this says otherwise; whatever is asked with. What it has
+        stays so.
+
+        Args:
+            tenant_id: Whose it is.
+            room: Units; None where nothing but what is asked with (`most`) limits it.
+        """
+        if room is None:
+            self._rooms.pop(tenant_id, None)
+        else:
+            self._rooms[tenant_id] = room
+        tenant = self._tenants.get(tenant_id)
+        if tenant is not None:
+            tenant.room = room
+            self._place_tenant(tenant_id, tenant)
 
     def _move(
         self, tenant_id: TenantId, tenant: _Tenant[W], tree: Hashable, its_tree: _Tree[W], count: int
@@ -226,6 +257,9 @@ class FairLine(Generic[W]):
             tenant.ready.drop(tree)
             if not its_tree.has:
                 del tenant.trees[tree]
+        self._place_tenant(tenant_id, tenant)
+
+    def _place_tenant(self, tenant_id: TenantId, tenant: _Tenant[W]) -> None:
         if tenant.ready and tenant.may_have(self._next_of(tenant)[3]):
             self._ready.put(tenant_id, tenant.has)
         else:

@@ -89,6 +89,21 @@ class SandboxSlots:
         self._withheld = count
         self._serve()
 
+    def held_by(self, tenant_id: TenantId) -> int:
+        """Sandboxes that a tenant's run trees have, with their chains."""
+        return self._line.held_by(tenant_id)
+
+    def awaited_by(self, tenant_id: TenantId) -> int:
+        """Sandboxes that they wait for."""
+        return self._line.awaited_by(tenant_id)
+
+    def set_room(self, tenant_id: TenantId, room: int | None) -> None:
+        """A tenant has no more than this from now on, chains of new run trees included, as it may have others
+        elsewhere; None for what `admit` says. What it has stays so.
+        """
+        self._line.set_room(tenant_id, room)
+        self._serve()
+
     async def _wait(self, waiter: _Waiter) -> None:
         tree = waiter.tree
         if not tree._from_chain(waiter):

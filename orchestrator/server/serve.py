@@ -55,6 +55,7 @@ from orchestrator.store.sql_contexts import SqlContextBook
 from orchestrator.store.sql_events import SqlTreeBook
 from orchestrator.store.sql_homes import SqlHomeBook
 from orchestrator.store.sql_operators import SqlOperatorBook
+from orchestrator.store.sql_rooms import SqlRoomBook
 from orchestrator.store.sql_runs import SqlRunBook
 from orchestrator.store.sql_tenants import SqlTenantBook
 from orchestrator.store.sql_usage import SqlUsageBook
@@ -218,6 +219,7 @@ def books_of(database: Database) -> Books:
         trees=SqlTreeBook(database),
         audit=SqlAuditBook(database),
         homes=SqlHomeBook(database),
+        rooms=SqlRoomBook(database),
     )
 
 

@@ -6,6 +6,7 @@ from orchestrator.store.books import (
     AuditBook,
     ContextBook,
     HomeBook,
+    RoomBook,
     RunBook,
     TenantBook,
     TreeBook,
@@ -24,3 +25,4 @@ class Books:
     trees: TreeBook
     audit: AuditBook
     homes: HomeBook
+    rooms: RoomBook

@@ -9,7 +9,8 @@ Rules:
    answers. A server that is alone asks itself only, and does not look.
 3. Whoever has not been heard of for as long as its lease is taken over by one of the others: its open calls
    are settled at their worst case, runs that have ended or are to be cancelled end, all others are
-   interrupted and do not count among those that run. They go on when their own server is back.
+   interrupted and do not count among those that run, nor their sandboxes among those of their tenants. They
+   go on when their own server is back.
 4. A server that was taken over while it stood still leaves all that it was doing, enters again, and takes up
    its runs as after a restart.
 5. A file whose context was deleted, by whichever server, is removed by the server of its home.

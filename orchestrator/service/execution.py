@@ -3,7 +3,7 @@
 Rules:
 
 1. A run is submitted after it was stored, and started when `fair` says so and the books agree that its tenant
-   has room over all servers.
+   has room over all servers: for one more run, and for its sandboxes (`rooms`).
 2. Its end is stored (`RunBook.ended`) before any watcher hears of it. A store that does not answer is asked
    again until it does, or the server drains.
 3. A run whose events cannot be stored does not go on: nothing must be paid that nobody knows of. It is left
@@ -40,6 +40,7 @@ from orchestrator.service.job import CANCELLED, Bill, End, Job, Record
 from orchestrator.service.log_context import log_context
 from orchestrator.service.one_run import Runner
 from orchestrator.service.presence import Presence
+from orchestrator.service.rooms import Rooms
 from orchestrator.service.rules import Offer, decide
 from orchestrator.service.watching import Watching
 from orchestrator.shielding import run_shielded
@@ -70,6 +71,7 @@ class Execution:
         *,
         books: Books,
         presence: Presence,
+        rooms: Rooms,
         runner: Runner,
         watching: Watching,
         offer: Offer,
@@ -82,6 +84,7 @@ class Execution:
         Args:
             books: The database.
             presence: Under whose epoch runs are started.
+            rooms: Of tenants' sandboxes, of this server.
             runner: Brings each to its end.
             watching: Told of events and ends.
             offer: What runs are decided by.
@@ -91,6 +94,7 @@ class Execution:
         """
         self._books = books
         self._presence = presence
+        self._rooms = rooms
         self._runner = runner
         self._watching = watching
         self._offer = offer
@@ -232,6 +236,7 @@ class Execution:
                 job.stop()
         if tasks := {job.task for job in jobs if job.task is not None}:
             await asyncio.wait(tasks)
+        self._rooms.forget()
 
     async def aclose(self) -> None:
         """End whatever is left, at once."""
@@ -256,18 +261,23 @@ class Execution:
     def _fill(self, *, at_most: int = sys.maxsize) -> None:
         """Start whatever has its turn and its room."""
         for _ in range(at_most):
-            if self._draining.is_set() or self._is_held or self._resting is not None:
+            if not self._starts:
                 return
             waiting = self._queue.next()
             if waiting is None:
                 return
             job = self._jobs[waiting.run_id]
             with log_context(tenant_id=job.row.tenant_id, run_id=job.row.run_id):
-                job.task = self._begin(self._carry(job))
+                job.task = self._begin(self._carry(job, waiting.chain))
 
-    async def _carry(self, job: Job) -> None:
+    @property
+    def _starts(self) -> bool:
+        """Whether it starts anything now."""
+        return not (self._draining.is_set() or self._is_held or self._resting is not None)
+
+    async def _carry(self, job: Job, chain: int) -> None:
         try:
-            if not await self._may_start(job):
+            if not await self._may_start(job, chain):
                 return
             end = await self._to_end(job)
             if job.is_removed:
@@ -278,19 +288,27 @@ class Execution:
         finally:
             self._fill()
 
-    async def _may_start(self, job: Job) -> bool:
+    async def _start(self, job: Job, chain: int, epoch: int) -> bool:
+        """Store that it is running, if its tenant has the room for it over all servers."""
+        row, rules, rooms = job.row, job.tenant.rules, self._rooms
+        most, at_once = rules.max_concurrent_sandboxes, rules.max_concurrent_runs
+        if rooms.must_claim(row.tenant_id, chain, most) and not self._presence.is_alone:
+            live = await self._books.runs.count_live(row.tenant_id)
+            if live.get(RunState.RUNNING, 0) >= at_once:
+                # Sandboxes are not what it waits for.
+                rooms.give_way(row.tenant_id)
+                return False
+        if not await rooms.begin(row.run_id, row.tenant_id, chain, most=most):
+            return False
+        return await self._books.runs.started(
+            row.run_id, at=time.time(), resumed=job.resume, max_concurrent=at_once, epoch=epoch
+        )
+
+    async def _may_start(self, job: Job, chain: int) -> bool:
         """Whether the books agree; if not, the run waits on, or is gone."""
         row, epoch = job.row, self._presence.epoch
         try:
-            is_started = await run_shielded(
-                self._books.runs.started(
-                    row.run_id,
-                    at=time.time(),
-                    resumed=job.resume,
-                    max_concurrent=job.tenant.rules.max_concurrent_runs,
-                    epoch=epoch,
-                )
-            )
+            is_started = await run_shielded(self._start(job, chain, epoch))
             stored = await self._books.runs.run(row.tenant_id, row.run_id)
         except StoreError as error:
             _log.warning("run %s cannot be started yet: %s", row.run_id, error)
@@ -310,6 +328,7 @@ class Execution:
             self._over(job)
             return False
         job.task = None
+        self._rooms.not_begun(row.run_id, row.tenant_id)
         self._queue.put_back(row.run_id)
         self._queue.hold_back(row.tenant_id, held=True)
         self._begin(self._ask_again(row.tenant_id))
@@ -319,6 +338,8 @@ class Execution:
         await asyncio.sleep(_ASK_AGAIN_S)
         self._queue.hold_back(tenant_id, held=False)
         self._fill()
+        if not self._starts:
+            self._rooms.give_way(tenant_id)
 
     def _rest(self) -> None:
         """Start nothing for a while."""
@@ -450,6 +471,7 @@ class Execution:
     def _over(self, job: Job) -> None:
         """It is not here any more."""
         self._jobs.pop(job.row.run_id, None)
+        self._rooms.over(job.row.run_id, job.row.tenant_id)
         if job.row.state is RunState.ENDED:
             self._watching.over(job.row.run_id)
         else:

@@ -78,6 +78,8 @@ class FairQueue:
         self._free_sandboxes = sandboxes
         self._lines: dict[TenantId, _Line] = {}
         self._running: dict[RunId, Waiting] = {}
+        self._places: dict[RunId, int] = {}
+        """In the order of queueing."""
         self._moments = itertools.count()
 
     @property
@@ -117,6 +119,7 @@ class FairQueue:
             line.since = next(self._moments)
         line.max_running, line.max_sandboxes = max_running, most
         line.waiting.append(run)
+        self._places[run.run_id] = next(self._moments)
 
     def remove(self, run_id: RunId, tenant_id: TenantId) -> bool:
         """Take a waiting run out; False when it doesn't wait."""
@@ -126,6 +129,7 @@ class FairQueue:
         for run in line.waiting:
             if run.run_id == run_id:
                 line.waiting.remove(run)
+                del self._places[run_id]
                 self._forget_if_idle(tenant_id)
                 return True
         return False
@@ -153,20 +157,26 @@ class FairQueue:
         run = self._running.pop(run_id, None)
         if run is None:
             raise InvariantError("a run ended that does not run")
+        del self._places[run_id]
         self._taken_from(self._lines[run.tenant_id], run)
         self._forget_if_idle(run.tenant_id)
 
     def put_back(self, run_id: RunId) -> None:
-        """A run that counts as running could not be started: it is its tenant's first again."""
+        """A run that counts as running could not be started: it waits again, where it was."""
         run = self._running.pop(run_id, None)
         if run is None:
             raise InvariantError("a run was put back that does not run")
         line = self._lines[run.tenant_id]
         self._taken_from(line, run)
-        line.waiting.appendleft(run)
+        place = self._places[run_id]
+        # Others that were put back may be before it, and all others are behind it.
+        before = itertools.takewhile(lambda one: self._places[one.run_id] < place, line.waiting)
+        line.waiting.insert(sum(1 for _ in before), run)
 
     def hold_back(self, tenant_id: TenantId, *, held: bool) -> None:
-        """Pass a tenant over for now, because other servers run as many of its runs as it may have."""
+        """Pass a tenant over for now, because other servers run as many of its runs, or have as many of its
+        sandboxes, as it may have.
+        """
         line = self._lines.get(tenant_id)
         if line is not None:
             line.is_held_back = held

@@ -47,6 +47,7 @@ from orchestrator.service.port import Caller, Created, Question, Upload, Usage
 from orchestrator.service.presence import LEASE_S, Presence
 from orchestrator.service.recovery import Recovery
 from orchestrator.service.retention import SWEEP_EVERY_S, Retention
+from orchestrator.service.rooms import Rooms
 from orchestrator.service.rules import (
     Decided,
     Offer,
@@ -148,6 +149,9 @@ class ServiceOffice:
         self._watching = Watching(books.trees)
         self._standing = Standing(books.tenants, on_change=self._watching.look_again)
         self._presence = Presence(books.homes, parts.home, lease_s=parts.lease_s)
+        self._rooms = Rooms(
+            books.rooms, self._presence, parts.machine.slots, capacity=parts.offer.max_sandboxes
+        )
         self._runner = Runner(
             books=books,
             machine=parts.machine,
@@ -161,6 +165,7 @@ class ServiceOffice:
         self._execution = Execution(
             books=books,
             presence=self._presence,
+            rooms=self._rooms,
             runner=self._runner,
             watching=self._watching,
             offer=parts.offer,
@@ -215,6 +220,7 @@ class ServiceOffice:
         )
         self._begin(self._errands.beat_on())
         self._begin(self._errands.look_on())
+        self._begin(self._rooms.look_on())
         self._begin(self._standing.look_on())
         self._begin(self._departures.look_on())
 
@@ -230,6 +236,10 @@ class ServiceOffice:
         """No new runs from now on; return when those that run have ended or were left to the next server."""
         self._is_draining = True
         await self._execution.drain(self._drain_grace_s)
+        try:
+            await self._rooms.give_up()
+        except StoreError as error:
+            _log.warning("others may have the sandboxes of this server's tenants later only: %s", error)
 
     async def aclose(self) -> None:
         """Leave everything as it is; whoever did not drain before loses what runs were doing just now."""

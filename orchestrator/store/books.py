@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from orchestrator.budget import ZERO, Amounts
+from orchestrator.fair_rooms import Answer, Claim, Room
 from orchestrator.ids import RunId, TenantId
 from orchestrator.store.port import RunStore
 from orchestrator.trajectory import Event
@@ -60,7 +61,7 @@ class TenantRules:
     max_concurrent_runs: int = 10
     """Root runs that run at once; others wait."""
     max_concurrent_sandboxes: int | None = None
-    """Sandboxes at once on each server, with the chains that its runs have reserved; what needs more waits.
+    """Sandboxes at once over all servers, with the chains that its runs have reserved; what needs more waits.
     None for all that a server has."""
     max_queued_runs: int = 1_000
     """Root runs that may wait; one more is refused."""
@@ -550,7 +551,9 @@ class HomeBook(Protocol):
         ...
 
     async def enter(self, home: str, *, lease_s: float) -> int:
-        """A server is there; the epoch that begins with it. Whoever was before is so no more."""
+        """A server is there; the epoch that begins with it. Whoever was before is so no more, and has no room
+        (`RoomBook`).
+        """
         ...
 
     async def beat(self, home: str, epoch: int, *, lease_s: float) -> bool:
@@ -581,12 +584,45 @@ class HomeBook(Protocol):
     async def take_over(self, home: str, *, by: str, audit: AuditRow) -> TakenOver | None:
         """Take what is to be settled from a server that is away; None when it is back, or another is quicker.
 
-        From then on none of its runs runs, whatever it believes.
+        From then on none of its runs runs, whatever it believes, and it has no room for sandboxes.
         """
         ...
 
     async def settled(self, home: str, epoch: int) -> None:
         """That is done. Nothing happens when the epoch is over."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TenantRooms:
+    """A tenant's, at all servers."""
+
+    most: int | None
+    """Sandboxes that it may have at once, as its rules say now; None for no limit."""
+    rooms: Mapping[str, Room]
+    """By home."""
+
+
+class RoomBook(Protocol):
+    """How many sandboxes of a tenant each server may have, of tenants that have a limit. See `fair_rooms`."""
+
+    async def claim(self, tenant_id: TenantId, home: str, epoch: int, claim: Claim) -> Answer | None:
+        """Claim a server's room anew, by the rules that the tenant has now; None when these have no limit.
+
+        In one transaction that nobody else's claim for the tenant overlaps.
+
+        Raises:
+            NotFoundError: There is no such tenant.
+            TakenOverError: The epoch is over. What it claimed is others' now.
+        """
+        ...
+
+    async def around(self, home: str) -> Mapping[TenantId, TenantRooms]:
+        """All rooms of the tenants of which this home has one."""
+        ...
+
+    async def give_up(self, home: str, epoch: int) -> None:
+        """It has none any more. Nothing happens under an epoch that is over."""
         ...
 
 

@@ -1,12 +1,12 @@
 """Servers and their state directories, in the database. See `HomeBook`.
 
-Locks are taken in this order: a tenant, a home, its runs. Appends to a run tree lock the run alone, and find
-out by its epoch.
+Locks are taken in this order: a tenant, a home, its runs and rooms. Appends to a run tree lock the run
+alone, and find out by its epoch.
 """
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, exists, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, delete, exists, or_, select, update
 
 from orchestrator.errors import TakenOverError
 from orchestrator.store.backend import Transaction
@@ -15,7 +15,7 @@ from orchestrator.store.clock import database_now
 from orchestrator.store.database import Database
 from orchestrator.store.sql_audit import add_audit
 from orchestrator.store.sql_heads import HEAD, head_of
-from orchestrator.store.tables import contexts, homes, runs
+from orchestrator.store.tables import contexts, homes, rooms, runs
 
 _TAKEN_OVER = "this server was not heard of for too long, and another one has settled its runs"
 _SETTLED = ""
@@ -52,6 +52,7 @@ class SqlHomeBook:
         async def work(connection: Transaction) -> int:
             await connection.execute(new.on_conflict_do_nothing())
             epoch: int = (await connection.execute(enter)).scalar_one()
+            await connection.execute(delete(rooms).where(rooms.c.home == home))
             return epoch
 
         return await self._database.write(work)
@@ -105,6 +106,7 @@ class SqlHomeBook:
                 update(homes).where(homes.c.home == home).values(epoch=epoch, settler=by)
             )
             await connection.execute(update(runs).where(its_runs).values(_claimed(epoch)))
+            await connection.execute(delete(rooms).where(rooms.c.home == home))
             to_settle = runs.c.state == RunState.INTERRUPTED
             if row.settler == _SETTLED:
                 to_settle &= runs.c.wish == Wish.CANCEL

@@ -15,7 +15,7 @@ from orchestrator.store.database import Database
 from orchestrator.store.doomed import doom
 from orchestrator.store.key_secrets import HINT_CHARS, could_be_key, hash_of, new_key
 from orchestrator.store.sql_audit import add_audit
-from orchestrator.store.tables import api_keys, contexts, draws, runs, tenants, usage
+from orchestrator.store.tables import api_keys, contexts, draws, rooms, runs, tenants, usage
 
 KEY_PREFIX = "rlm_"
 MAX_NAME_CHARS = 100
@@ -164,7 +164,7 @@ class SqlTenantBook:
         async def work(connection: Transaction) -> None:
             await lock_tenant(connection, tenant_id)
             await doom(self._database, connection, contexts.c.tenant_id == tenant_id)
-            for table in (api_keys, runs, draws, usage):
+            for table in (api_keys, runs, draws, usage, rooms):
                 await connection.execute(delete(table).where(table.c.tenant_id == tenant_id))
             await connection.execute(
                 update(tenants).where(tenants.c.tenant_id == tenant_id).values(removed_at=time.time())
@@ -325,7 +325,7 @@ def _rules_as_json(rules: TenantRules) -> dict[str, Any]:
     }
 
 
-def _rules_from_json(plain: dict[str, Any]) -> TenantRules:
+def rules_from_json(plain: dict[str, Any]) -> TenantRules:
     """Rules that were stored before a field was there have its default."""
     return TenantRules(
         **{
@@ -342,7 +342,7 @@ def _tenant(row: Row[Any]) -> TenantRow:
     return TenantRow(
         tenant_id=TenantId(row.tenant_id),
         name=row.name,
-        rules=_rules_from_json(row.rules),
+        rules=rules_from_json(row.rules),
         created_at=row.created_at,
     )
 

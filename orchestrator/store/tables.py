@@ -168,6 +168,18 @@ homes = Table(
 )
 """State directories and their servers. See `HomeBook`."""
 
+rooms = Table(
+    "rooms",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.tenant_id", ondelete="CASCADE"), primary_key=True),
+    Column("home", String, primary_key=True, index=True),
+    Column("units", BigInteger, nullable=False),
+    Column("chains", BigInteger, nullable=False),
+    Column("wants", BigInteger, nullable=False),
+    Column("turn", BigInteger, nullable=False),
+)
+"""Sandboxes of tenants that have a limit of them, by server. See `fair_rooms`."""
+
 runs = Table(
     "runs",
     metadata,

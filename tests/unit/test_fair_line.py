@@ -78,6 +78,40 @@ def test_a_tenant_that_has_what_it_may_is_passed_over_until_it_gives_something_b
     assert served(line) == ["a2"]
 
 
+def test_a_tenant_has_no_more_than_the_room_that_it_was_given_whatever_was_asked_with() -> None:
+    line: FairLine[str] = FairLine(9)
+    line.set_room(A, 2)
+    for number in range(6):
+        line.ask(f"a{number}", A, "tree", most=4)
+    line.ask("b", B, "tree", wants=2)
+    assert served(line) == ["a0", "b", "a1"]
+    assert (line.held_by(A), line.awaited_by(A), line.awaited_by(B)) == (2, 4, 0)
+    line.set_room(A, 5)
+    assert served(line) == ["a2", "a3", "a4"]
+    line.set_room(A, 3)
+    for _ in range(2):
+        line.give_back(A, "tree")
+        assert served(line) == []
+    line.give_back(A, "tree")
+    assert served(line) == ["a5"]
+    assert line.awaited_by(A) == 0
+
+
+def test_what_does_not_fit_into_the_room_of_its_tenant_waits_also_where_that_has_nothing() -> None:
+    line: FairLine[str] = FairLine(9)
+    line.ask("chain", A, "tree", wants=3)
+    line.set_room(A, 2)
+    assert served(line) == []
+    line.set_room(A, None)
+    assert served(line) == ["chain"]
+    line.give_back(A, "tree", 3)
+    line.ask("1", A, "tree", most=1)
+    line.ask("2", A, "tree", most=1)
+    assert served(line) == ["1"], "without a room that counts what is asked with"
+    assert line.withdraw("2")
+    assert line.awaited_by(A) == 0
+
+
 def test_trees_need_not_be_told_apart() -> None:
     line: FairLine[str] = FairLine(1)
     line.ask("a", A, None)

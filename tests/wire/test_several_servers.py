@@ -3,16 +3,19 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestrator.conversation import Reply
 from orchestrator.errors import ConflictError, NotFoundError, TakenOverError, UnavailableError
 from orchestrator.ids import RunId
-from orchestrator.models.port import ModelClient
+from orchestrator.models.port import ModelClient, ModelRequest
+from orchestrator.sandbox.port import SandboxSpec
 from orchestrator.service.port import Caller, Question
 from orchestrator.service.recovery import Recovery
 from orchestrator.store.books import (
@@ -26,6 +29,7 @@ from orchestrator.store.books import (
     Wish,
 )
 from tests.databases import new_store_url, postgres, store_url
+from tests.fakes.in_process_driver import InProcessDriver
 from tests.fakes.model import FakeModel, runs, when
 from tests.fakes.service import Server, open_server, short_directory
 
@@ -45,25 +49,36 @@ async def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
 
 
 @asynccontextmanager
-async def a_server(store_url: str, model: ModelClient, home: str) -> AsyncIterator[Server]:
+async def a_server(
+    store_url: str, model: ModelClient, home: str, driver: InProcessDriver | None = None
+) -> AsyncIterator[Server]:
     """On a state directory of its own."""
     with short_directory() as directory:
-        async with open_server(directory, model, store_url=store_url, home=home, lease_s=LEASE_S) as server:
+        async with open_server(
+            directory, model, store_url=store_url, home=home, lease_s=LEASE_S, driver=driver
+        ) as server:
             yield server
 
 
 @asynccontextmanager
 async def two_servers(
-    store_url: str, client: ModelClient, other_client: ModelClient | None = None
+    store_url: str,
+    client: ModelClient,
+    other_client: ModelClient | None = None,
+    drivers: Sequence[InProcessDriver | None] = (None, None),
 ) -> AsyncIterator[tuple[Server, Server]]:
     """Two state directories, one database, and each has heard of the other."""
     async with (
-        a_server(store_url, client, FIRST) as first,
-        a_server(store_url, other_client or client, SECOND) as second,
+        a_server(store_url, client, FIRST, drivers[0]) as first,
+        a_server(store_url, other_client or client, SECOND, drivers[1]) as second,
     ):
         servers = (first, second)
-        await until(lambda: not any(server.office._presence.is_alone for server in servers))
+        await until(lambda: know_each_other(*servers))
         yield servers
+
+
+def know_each_other(*servers: Server) -> bool:
+    return not any(server.office._presence.is_alone for server in servers)
 
 
 async def a_caller(server: Server, rules: TenantRules | None = None) -> Caller:
@@ -132,6 +147,153 @@ async def test_servers_of_one_database_keep_a_tenants_limit_together(store_url: 
         go.set()
         for server, run in created:
             assert (await ended(server, caller, run.run_id)).outcome == "answered"
+
+
+class Meter:
+    """Counts the sandboxes of several servers together."""
+
+    def __init__(self) -> None:
+        self.drivers = (Metered(self), Metered(self))
+        self.most = 0
+
+    def count(self) -> None:
+        self.most = max(self.most, sum(driver.live for driver in self.drivers))
+
+
+class Metered(InProcessDriver):
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self._meter = meter
+
+    @property
+    def live(self) -> int:
+        return len(self._guests)
+
+    async def start(self, spec: SandboxSpec) -> None:
+        await super().start(spec)
+        self._meter.count()
+
+
+class Trees(FakeModel):
+    """Root runs that start children, so many at once, again and again until it is enough."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(otherwise=self.play)
+        self._width = width
+        self.roots = 0
+        self.is_enough = False
+
+    async def play(self, request: ModelRequest) -> Reply:
+        if "How many?" not in str(request.conversation):
+            await asyncio.sleep(0.1)
+            return runs("FINAL('part')")
+        self.roots += 1
+        children = f"await gather(*(rlm('part of it') for _ in range({self._width})))"
+        return runs(f"FINAL(len({children}))" if self.is_enough else children)
+
+
+def wide(key: str) -> Question:
+    return replace(asking(key), options={"max_depth": 1, "max_concurrency": 64, "max_child_runs": 1_000})
+
+
+async def room_is(server: Server, caller: Caller, home: str, units: int) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            rooms = (await server.books.rooms.around(home))[caller.tenant.tenant_id].rooms
+            if rooms[home].units == units:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_servers_of_one_database_keep_a_tenants_limit_of_sandboxes_together(store_url: str) -> None:
+    meter, models = Meter(), (Trees(), Trees())
+    async with two_servers(store_url, *models, drivers=meter.drivers) as (first, second):
+        caller = await a_caller(first, rules=TenantRules(max_concurrent_sandboxes=6))
+        one = (await first.office.create_run(caller, wide("1"))).run
+        await until(lambda: meter.drivers[0].live == 6)
+        two = (await second.office.create_run(caller, wide("2"))).run
+        await until(lambda: meter.drivers[1].live == 3)
+        await room_is(first, caller, FIRST, 3)
+        assert first.office.running, "nobody had to end for the other's sake"
+        for server, model, run in ((first, models[0], one), (second, models[1], two)):
+            model.is_enough = True
+            assert (await ended(server, caller, run.run_id)).outcome == "answered"
+        assert meter.most == 6
+
+
+async def test_servers_that_need_all_sandboxes_for_each_run_take_turns(store_url: str) -> None:
+    go = asyncio.Event()
+    meter, model = Meter(), FakeModel(when(go, ANSWERS), otherwise=ANSWERS)
+    async with two_servers(store_url, model, drivers=meter.drivers) as (first, second):
+        caller = await a_caller(first, rules=TenantRules(max_concurrent_sandboxes=2))
+        here = [(await first.office.create_run(caller, wide(f"here {n}"))).run for n in range(3)]
+        await until(lambda: len(model.asked) == 1)
+        there = [(await second.office.create_run(caller, wide(f"there {n}"))).run for n in range(3)]
+        await until(lambda: first.office._rooms._tenants[caller.tenant.tenant_id].is_contended)
+        go.set()
+        started_at = []
+        for server, runs_ in ((first, here), (second, there)):
+            rows = [await ended(server, caller, run.run_id) for run in runs_]
+            assert {row.outcome for row in rows} == {"answered"}
+            started_at.append([row.started_at or 0 for row in rows])
+        assert started_at[0][0] < started_at[1][0] < started_at[0][1] < started_at[1][1]
+        assert meter.most == 1, "each run has its chain of two for itself"
+
+
+async def test_a_server_that_is_alone_claims_a_tenants_sandboxes_once_and_asks_nothing_more(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = Trees(10), []
+    model.is_enough = True
+    async with a_server(store_url, model, FIRST) as server:
+        limited = await a_caller(server, rules=TenantRules(max_concurrent_sandboxes=4))
+        tenant = await server.books.tenants.add_tenant("free", TenantRules())
+        _, key = await server.books.tenants.add_key(tenant.tenant_id, Role.ADMIN)
+        free = await server.office.authenticate(key)
+        for name in ("claim", "around"):
+            method = getattr(server.books.rooms, name)
+
+            async def counted(*args: object, name: str = name, method: Any = method) -> object:
+                asked.append(name)
+                return await method(*args)
+
+            monkeypatch.setattr(server.books.rooms, name, counted)
+        for number in range(3):
+            for caller in (limited, free):
+                run = (await server.office.create_run(caller, wide(f"{number}"))).run
+                assert (await ended(server, caller, run.run_id)).outcome == "answered"
+        await asyncio.sleep(1.5)  # long enough for a look
+        assert asked == ["claim"]
+
+
+async def test_a_server_that_drained_leaves_its_sandboxes_to_the_others_at_once(store_url: str) -> None:
+    model = Trees(8)
+    model.is_enough = True
+    async with two_servers(store_url, model) as (first, second):
+        caller = await a_caller(first, rules=TenantRules(max_concurrent_sandboxes=4))
+        run = (await first.office.create_run(caller, wide("1"))).run
+        await ended(first, caller, run.run_id)
+        assert (await first.books.rooms.around(FIRST))[caller.tenant.tenant_id].rooms[FIRST].units == 4
+        await first.drain()
+        assert await first.books.rooms.around(FIRST) == {}
+        run = (await second.office.create_run(caller, wide("2"))).run
+        assert (await ended(second, caller, run.run_id)).outcome == "answered"
+        await room_is(second, caller, SECOND, 4)
+
+
+async def test_a_limit_of_sandboxes_that_is_changed_counts_for_what_runs(store_url: str) -> None:
+    meter, model = Meter(), Trees()
+    async with two_servers(store_url, model, drivers=meter.drivers) as (first, _):
+        caller = await a_caller(first, rules=TenantRules(max_concurrent_sandboxes=6))
+        run = (await first.office.create_run(caller, wide("1"))).run
+        await until(lambda: meter.drivers[0].live == 6)
+        for most in (3, 9):
+            rules = TenantRules(max_concurrent_sandboxes=most)
+            await first.books.tenants.set_rules(caller.tenant.tenant_id, rules)
+            await room_is(first, caller, FIRST, most)
+        await until(lambda: meter.drivers[0].live == 9)
+        model.is_enough = True
+        assert (await ended(first, caller, run.run_id)).outcome == "answered"
 
 
 async def test_a_question_about_a_context_of_another_server_is_answered_there_and_watched_here(
@@ -331,6 +493,26 @@ async def test_the_runs_of_a_lost_server_are_settled_by_another_and_nothing_is_p
         used = (await second.office.get_usage(caller)).day.amounts
         rows = await second.office.list_runs(caller, RunFilter(), limit=10)
         assert used.tokens == sum(row.confirmed.tokens + row.unconfirmed.tokens for row in rows)
+
+
+async def test_the_sandboxes_of_a_lost_server_are_other_servers_once_it_was_taken_over(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = asyncio.Event()
+    model, others = FakeModel(otherwise=when(go, ANSWERS)), FakeModel(otherwise=ANSWERS)
+    async with two_servers(store_url, model, others) as (first, second):
+        caller = await a_caller(first, rules=TenantRules(max_concurrent_sandboxes=2))
+        lost = (await first.office.create_run(caller, wide("1"))).run
+        await until(lambda: len(model.asked) == 1)
+        waiting = (await second.office.create_run(caller, wide("2"))).run
+        await asyncio.sleep(1.5)  # long enough for a server to ask for room twice
+        assert not others.asked
+        stopped = Stopped(first, monkeypatch)
+        assert (await ended(second, caller, waiting.run_id)).outcome == "answered"
+        assert await audited(second, "TakeOver") == [FIRST]
+        go.set()
+        stopped.go_on()
+        assert (await ended(second, caller, lost.run_id)).outcome == "answered"
 
 
 async def test_runs_of_a_lost_server_are_cancelled_through_the_others(

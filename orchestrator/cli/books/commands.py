@@ -94,7 +94,7 @@ def _rules(
     max_concurrent_sandboxes: Annotated[
         Limit | None,
         typer.Option(
-            parser=limit, metavar="N", help="On each server, with those that its runs have reserved."
+            parser=limit, metavar="N", help="Over all servers, with those that its runs have reserved."
         ),
     ] = None,
     max_queued_runs: Annotated[

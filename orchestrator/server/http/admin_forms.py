@@ -35,7 +35,7 @@ class RulesForm(_Asked):
     max_concurrent_runs: int = Field(default=0, description="Root runs that run at once; others wait.")
     max_concurrent_sandboxes: int | None = Field(
         default=None,
-        description="Sandboxes at once on each server, with the chains that its runs have reserved; what"
+        description="Sandboxes at once over all servers, with the chains that its runs have reserved; what"
         " needs more waits. Null for all that a server has.",
     )
     max_queued_runs: int = Field(default=0, description="Root runs that may wait; one more is refused.")

@@ -143,7 +143,7 @@ class TenantRules(_message.Message):
     retention_days: _builtins.int
     """Ended runs and unused contexts go after so many; not set for never."""
     max_concurrent_sandboxes: _builtins.int
-    """Sandboxes at once on each server, with the chains that its runs have reserved; what needs more waits. Not
+    """Sandboxes at once over all servers, with the chains that its runs have reserved; what needs more waits. Not
     set for all that a server has.
     """
     @_builtins.property
@@ -356,7 +356,7 @@ class RuleChanges(_message.Message):
 
     @_builtins.property
     def max_concurrent_sandboxes(self) -> Global___Limit:
-        """On each server, 1 to 100,000."""
+        """Over all servers, 1 to 100,000."""
 
     def __init__(
         self,

@@ -97,6 +97,19 @@ def test_a_run_that_could_not_be_started_is_its_tenants_first_again_and_stands_i
     assert started(queue) == ["a0"]
 
 
+@given(order=st.permutations(["1", "2", "3"]))
+def test_runs_that_are_put_back_wait_in_the_order_of_queueing(order: list[str]) -> None:
+    queue = FairQueue(max_running=3, sandboxes=10)
+    for name in ("1", "2", "3", "4"):
+        queue.add(run(name), max_running=10)
+    assert started(queue) == ["1", "2", "3"]
+    for name in order:
+        queue.put_back(RunId(name))
+    assert started(queue) == ["1", "2", "3"]
+    queue.ended(RunId("2"))
+    assert started(queue) == ["4"]
+
+
 def test_a_tenant_with_many_queued_is_not_starved_by_others_that_come_and_go() -> None:
     """Each of three others queues one run whenever its last has ended, a moment after another was started."""
     queue = FairQueue(max_running=1, sandboxes=1)
