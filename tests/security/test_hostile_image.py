@@ -315,9 +315,10 @@ async def test_n06_a_raw_client_in_a_container_cannot_spend_past_its_budget(
         if isinstance(event.payload, CallSettled) and not event.payload.call.startswith("turn")
     ]
     # Everything that reached the provider is on the bill, the aborted ones among them. A call that was
-    # aborted between its hold and its request got no further, and is charged all the same.
-    assert len(settled) >= len(asked)
-    assert all(call.confirmed.calls + call.unconfirmed.calls == 1 for call in settled)
+    # aborted between its hold and its request got no further, and may be charged all the same.
+    charged = [call.confirmed.calls + call.unconfirmed.calls for call in settled]
+    assert set(charged) <= {0, 1}
+    assert sum(charged) >= len(asked)
 
 
 # --- G: the socket ---------------------------------------------------------------------------------------
