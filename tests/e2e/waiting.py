@@ -20,7 +20,7 @@ from tests.e2e.serving import Process
 SOON_S = 60.0
 """For what takes a few looks of the server at its parts."""
 DRAIN_S = 2
-ENDS_WITHIN_S = 30.0
+ENDS_WITHIN_S = 60.0
 """After SIGTERM: the grace, and what has a deadline of its own behind it."""
 
 Call = Callable[[str, Any], Any]
