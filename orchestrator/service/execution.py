@@ -385,9 +385,12 @@ class Execution:
         except OrchestratorError as error:
             if job.is_removed:
                 return CANCELLED  # its record takes nothing any more
+            if job.record.is_left:
+                # It may have been settled by another server, which took back what this one would give back.
+                _log.warning("a run that was left: %s", error)
+                return None
             _log.error("a run failed", exc_info=error)
-            if not job.record.is_left:
-                return End(_FAILED, str(error))
+            return End(_FAILED, str(error))
         except Exception:
             # Whatever it is, it must not take the other runs of this server down.
             _log.exception("a run failed")

@@ -19,7 +19,7 @@ from orchestrator.store.books import Role, TenantRules
 from orchestrator.store.database import open_database
 from orchestrator.store.sql_tenants import SqlTenantBook
 from tests.containers import containers_of
-from tests.databases import DATABASES, POSTGRESQL, postgres
+from tests.databases import POSTGRESQL, SQLITE, postgres
 from tests.e2e.serving import client, serving
 from tests.fakes.service import short_directory
 from tests.postgres.server import PostgresServer
@@ -113,7 +113,7 @@ def directory() -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(params=[SQLITE, pytest.param(POSTGRESQL, marks=[pytest.mark.docker, pytest.mark.long])])
 def kept(request: pytest.FixtureRequest, directory: Path) -> Kept:
     if request.param == POSTGRESQL:
         return KeptInPostgres(request.getfixturevalue("postgres"))

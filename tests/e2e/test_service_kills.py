@@ -1,6 +1,6 @@
 """`rlm serve`, killed again and again in the middle of run trees: nothing is lost, nothing asked for twice.
 
-How often is in RLM_TEST_KILLS, 3 unless it is set; `make test-service` takes 50.
+How often is in RLM_TEST_KILLS, 2 unless it is set; `make test-service` takes 50.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from tests.containers import containers_of, instances_in
 from tests.e2e.serving import client, new_key, serving
 from tests.fakes.service import short_directory
 
-KILLS = int(os.environ.get("RLM_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("RLM_TEST_KILLS", "2"))
 KILLS_OF_A_RUN = 8
 """A cell that got no further in ten restarts is not run again (`runs/replay.py`)."""
 LONGEST_LIFE_S = 3.0

@@ -137,6 +137,7 @@ async def test_a_tree_ends_with_room_for_one_chain_and_one_call(
     assert tenant.drawn == tally.confirmed.plus(Amounts(child_runs=runs - 1))
 
 
+@pytest.mark.long
 async def test_a_tree_of_depth_4_ends_under_two_provider_calls_however_wide(instance: Instance) -> None:
     runs = sum(WIDTH**level for level in range(5))
     model, driver = TreeModel(4, WIDTH), InProcessDriver()

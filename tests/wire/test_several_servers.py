@@ -28,18 +28,26 @@ from orchestrator.store.books import (
     TenantRules,
     Wish,
 )
-from tests.databases import new_store_url, postgres, store_url
+from tests.databases import POSTGRESQL, new_store_url, postgres
 from tests.fakes.in_process_driver import InProcessDriver
 from tests.fakes.model import FakeModel, runs, when
 from tests.fakes.service import Server, open_server, short_directory
 
-__all__ = ["new_store_url", "postgres", "store_url"]
+__all__ = ["new_store_url", "postgres"]
+
+pytestmark = pytest.mark.docker
 
 ANSWERS = runs("FINAL('forty-two')")
 TEXT = b"It was the best of times, it was the worst of times. " * 20
 LEASE_S = 3.0
 """A server notices another one within a sixth of it."""
 FIRST, SECOND = "first-home", "second-home"
+
+
+@pytest.fixture
+def store_url(new_store_url: Callable[[str], str]) -> str:
+    """Of the kind of database that several servers share. SQLite is one server's."""
+    return new_store_url(POSTGRESQL)
 
 
 async def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
