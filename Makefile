@@ -44,7 +44,7 @@ test-security: image ## every attack case, on both runtimes; what was shown goes
 	@$(BIN)/python -m pytest tests -m 'case and not alone and $(DEFAULT)' --quiet --numprocesses=3 --dist=loadfile --case-record=$(SECURITY)/record.json $(PYTEST_ARGS); first=$$?; \
 		$(BIN)/python -m pytest tests -m 'case and alone and $(DEFAULT)' --quiet --case-before=$(SECURITY)/record.json --case-summary=$(SECURITY) $(PYTEST_ARGS) && exit $$first
 
-test-service: image postgres-image ## the service under 50 kills, two tenants with 100 runs each, a tree of 4,681 runs, long tests (9 minutes)
+test-service: image postgres-image ## the service under 50 kills, two tenants with 100 runs each, a tree of 4,681 runs, long tests (8 minutes)
 	@RLM_TEST_KILLS=50 RLM_TEST_RUNS=100 RLM_TEST_WIDTH=8 $(BIN)/python -m pytest tests/e2e/test_service_kills.py tests/e2e/test_two_tenants.py tests/wire/test_deep_trees.py --quiet $(PYTEST_ARGS)
 	@RLM_TEST_WIDTH=8 $(BIN)/python -m pytest tests/e2e tests/wire -m long --quiet $(PYTEST_ARGS)
 
