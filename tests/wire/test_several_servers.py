@@ -244,7 +244,7 @@ async def test_servers_that_need_all_sandboxes_for_each_run_take_turns(store_url
             rows = [await ended(server, caller, run.run_id) for run in runs_]
             assert {row.outcome for row in rows} == {"answered"}
             started_at.append([row.started_at or 0 for row in rows])
-        # Who waits is next; but a server that has not looked since another is short may begin one more before.
+        # Who waits is next; but a server that has not looked since another is short may begin more before.
         assert started_at[0][0] < started_at[1][0] < started_at[0][1] < started_at[1][-1]
         assert meter.most == 1, "each run has its chain of two for itself"
 
