@@ -15,14 +15,14 @@ Rules:
 
 import asyncio
 import logging
-from contextlib import suppress
 from dataclasses import dataclass, field
 
-from orchestrator.errors import NotFoundError, StoreError
+from orchestrator.errors import NotFoundError
 from orchestrator.fair_rooms import Answer, Claim, Room, answer
 from orchestrator.ids import RunId, TenantId
 from orchestrator.runs.admission import SandboxSlots
 from orchestrator.service.presence import Presence
+from orchestrator.service.upkeep import again_and_again
 from orchestrator.store.books import RoomBook, TenantRooms
 
 _log = logging.getLogger(__name__)
@@ -203,17 +203,13 @@ class Rooms:
 
     async def look_on(self) -> None:
         """Look for what others need, and for what has come free, for ever."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    await self._is_wanted.wait()
-            self._is_wanted.clear()
-            try:
-                await self.look()
-            except StoreError as error:
-                _log.warning("what room other servers need is not known now: %s", error)
-            except Exception:
-                _log.exception("rooms for sandboxes stay as they are")
+        await again_and_again(
+            self.look,
+            every_s=POLL_S,
+            log=_log,
+            failure="what room other servers need is not known now",
+            sooner=self._is_wanted,
+        )
 
     async def look(self) -> None:
         """Look once.
